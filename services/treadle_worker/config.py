@@ -1,0 +1,56 @@
+"""The worker's settings: read from the environment once, then passed down."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class EngineConfig(BaseSettings):
+    """Settings of one engine process (`TREADLE_ENGINE_*`)."""
+
+    model_config = SettingsConfigDict(env_prefix="TREADLE_ENGINE_", frozen=True, extra="ignore")
+
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, then mps, then the CPU."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    block_size: int = Field(default=32, ge=8, le=256)
+    """Tokens a KV block."""
+    num_blocks: int | None = Field(default=None, ge=2)
+    """KV blocks; unset: what kv_cache_bytes holds."""
+    kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    max_num_seqs: int = Field(default=64, ge=1, le=1024)
+    """Requests that run at once."""
+    max_num_batched_tokens: int = Field(default=256, ge=16, le=65536)
+    """Token budget of a step: prefill chunks and decodes together."""
+    max_model_len: int | None = Field(default=None, ge=2)
+    """Prompt and answer together; unset: the model's context."""
+    enable_prefix_caching: bool = True
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads of the tensor library; unset: the cores."""
+    seed: int = 0
+
+
+class WorkerConfig(BaseSettings):
+    """Settings of the worker's I/O process (`TREADLE_WORKER_*`)."""
+
+    model_config = SettingsConfigDict(env_prefix="TREADLE_WORKER_", frozen=True, extra="ignore")
+
+    address: str = "127.0.0.1:50055"
+    name: str = ""
+    """The worker's name; unset: the host's. The consumer's name adds a boot nonce."""
+    models: Annotated[tuple[str, ...], NoDecode] = ()
+    """Aliases or digests to load and serve, by commas."""
+    registry_address: str = "127.0.0.1:50052"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
+    grace_period_s: float = Field(default=30.0, gt=0)
+    """From SIGTERM to the end; what still runs then is handed back."""
+    max_claimed: int = Field(default=64, ge=1)
+    """Requests held at once a model: running and waiting in the engine."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value

@@ -1,0 +1,149 @@
+"""What the I/O process and the engine process say to one another.
+
+Frozen msgspec structs, sent as MessagePack frames over a socket pair: one bounded message a step each
+way. Nothing here knows of torch, Redis or gRPC, so that both processes and the tests may import it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop_token", "length", "aborted", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request's tokens are drawn. Every value was checked by the gateway."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_k: int = 0
+    """0: all."""
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    """Over prompt and output, as in CTRL: positive logits are divided, negative ones multiplied."""
+    presence_penalty: float = 0.0
+    """Over the output alone, once a token."""
+    frequency_penalty: float = 0.0
+    """Over the output alone, once an occurrence."""
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()
+    """With the model's end-of-text ids, unless they are ignored."""
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    logprobs: int | None = None
+    """None: none; n: of the chosen token and of the n best."""
+
+
+class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
+    """Starts a request, or goes on with one that another worker began.
+
+    `output_token_ids` are tokens that were delivered before: they count as output (penalties, lengths,
+    sampling positions) and are never sampled again.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    output_token_ids: list[int] = []
+    sampling: SamplingParams
+    priority: int = 0
+    """Higher goes first and is preempted last."""
+    cache_salt: str = ""
+    """Prefix blocks are shared only between requests with the same salt (tenant and adapter)."""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
+    """Drops a request; one that is not there is no error. No output follows."""
+
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
+    """Ends the engine process."""
+
+
+EngineCommand = AddRequest | AbortRequest | Shutdown
+
+
+class EngineCommands(msgspec.Struct, frozen=True, kw_only=True):
+    """One message from the I/O process."""
+
+    commands: list[EngineCommand]
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities at one position."""
+
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step did for one request."""
+
+    request_id: str
+    first_index: int
+    """Index in the output of the first of token_ids; delivered tokens count."""
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    error: str = ""
+    """What went wrong, with finish_reason "error"."""
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when the request was first scheduled."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges of now, and counters since the engine started."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks: int = 0
+    num_free_blocks: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    """Prompt tokens that were looked up in the prefix cache."""
+    prefix_cache_hits: int = 0
+    """Prompt tokens that were found there."""
+    num_chunked_prefills: int = 0
+    """Prefill chunks that did not reach their prompt's end."""
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """What one step made."""
+
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
+    """The engine still loads; sent at least every few seconds meanwhile."""
+
+    stage: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The engine takes requests."""
+
+    max_model_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    process_id: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The engine cannot go on; it ends after this."""
+
+    message: str
+
+
+EngineEvent = StepOutputs | Loading | Ready | Failed

@@ -1,0 +1,4 @@
+"""The suite."""
+from treadle._version import __version__
+
+__all__ = ["__version__"]

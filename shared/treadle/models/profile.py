@@ -1,0 +1,26 @@
+"""The serving profile: what one request's numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServingProfile:
+    """A compute digest and how it is computed; its id names the lanes.
+
+    Requests in one lane may be answered by any worker that has the profile ready.
+    """
+
+    compute_digest: str
+    dtype: str
+    quantization: str = ""
+    cache_dtype: str = ""
+
+    @property
+    def id(self) -> str:
+        """"p-" and 16 hexadecimal digits."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return "p-" + hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Model architectures in torch."""
