@@ -20,6 +20,12 @@ from grpc_tools import protoc
 PROTOS = Path(__file__).resolve().parent
 STUBS = PROTOS.parent / "shared" / "treadle" / "api"
 
+_OPERATIONS_MODULE = {
+    "google.longrunning import operations_pb2": "google.longrunning import operations_proto_pb2",
+    "google.longrunning.operations_pb2": "google.longrunning.operations_proto_pb2",
+    "google_dot_longrunning_dot_operations__pb2": "google_dot_longrunning_dot_operations__proto__pb2",
+}
+
 
 def _google_includes(folder: Path) -> Path:
     """googleapis-common-protos, with the operations file under its canonical name too.
@@ -62,11 +68,8 @@ def generate(output: Path) -> None:
     for stub in [*package.rglob("*.py"), *package.rglob("*.pyi")]:
         text = stub.read_text()
         # operations.proto has no Python module of its own: the wheel's one serves.
-        text = text.replace("google.longrunning import operations_pb2", "google.longrunning import operations_proto_pb2")
-        text = text.replace("google.longrunning.operations_pb2", "google.longrunning.operations_proto_pb2")
-        text = text.replace(
-            "google_dot_longrunning_dot_operations__pb2", "google_dot_longrunning_dot_operations__proto__pb2"
-        )
+        for old, new in _OPERATIONS_MODULE.items():
+            text = text.replace(old, new)
         stub.write_text(text)
     for folder in [package, *(path for path in package.rglob("*") if path.is_dir())]:
         (folder / "__init__.py").touch()
@@ -84,11 +87,11 @@ def differences(fresh: Path) -> list[str]:
         for path in root.rglob("*")
         if path.suffix in {".py", ".pyi"}
     }
-    return sorted(
-        name
-        for name in names
-        if not ((fresh / name).exists() and (STUBS / name).exists() and filecmp.cmp(fresh / name, STUBS / name, False))
-    )
+    return sorted(name for name in names if not _same(fresh / name, STUBS / name))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
 def main() -> int:

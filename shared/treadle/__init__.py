@@ -1,4 +1,5 @@
 """The suite."""
+
 from treadle._version import __version__
 
 __all__ = ["__version__"]

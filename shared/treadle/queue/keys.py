@@ -1,0 +1,130 @@
+"""Every key that the suite has in Redis: type, owner, bound and life.
+
+Values are versioned protobuf messages of `treadle.api.worker.v1` (queue.proto). A `{hash tag}` keeps the
+keys of one request, or of one profile, in one slot of a cluster.
+
+| key | type | written by | bound | life |
+|---|---|---|---|---|
+| `treadle:lane:{<profile>}:<priority>:<tenant>` | stream of LaneEntry, group `workers` | gateway adds; the worker that ends a request deletes its entry | the gateway's lane limit | as long as the profile has requests |
+| `treadle:lanes:{<profile>}` | set of the profile's lane keys | gateway | one a tenant and priority | as the lanes |
+| `treadle:request:{<tenant>:<request_id>}:log` | stream of StreamEntry, ids `<epoch>-<n>` | gateway makes it; the owner of the epoch appends | one entry a step, plus fences | ACTIVE_MS, renewed while it runs; then the request's retention |
+| `treadle:request:{…}:epoch` | counter | whoever takes the request | – | with the log |
+| `treadle:request:{…}:reservation` | hash `payload`, `state`, `lane`, `entry` | gateway | – | with the log |
+| `treadle:request:{…}:owner` | string: the consumer | the worker that took it | – | with the log |
+| `treadle:request:{…}:watchers` | set of gateway ids | gateways that wait for it | one a gateway | with the log |
+| `treadle:request:{…}:attached` | string | the gateway that has the client | – | ATTACHED_MS, renewed |
+| `treadle:gateway:<gateway_id>:dirty` | list of request tags with news | workers push, the gateway pops | DIRTY_LIMIT, trimmed | DIRTY_MS after the last push |
+| `treadle:workers` | set of consumers | workers | one a worker; whoever finds a beat gone removes it | – |
+| `treadle:worker:<consumer>:beat` | Heartbeat | the worker | – | BEAT_TTL_MS, every BEAT_EVERY_MS |
+| `treadle:worker:<consumer>:control` | stream of ControlEntry | gateways | CONTROL_LIMIT, trimmed | BEAT_TTL_MS after the worker's last beat |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUP = "workers"
+"""The consumer group of every lane."""
+
+SCHEMA_VERSION = 1
+"""Of every entry; a reader refuses a greater one."""
+
+PRIORITIES = ("high", "normal", "low")
+"""In the order in which workers claim."""
+
+ACTIVE_MS = 3_600_000
+RETENTION_MS = 60_000
+"""How long a finished CANCEL request's log is kept, so that a retry finds its answer."""
+DETACH_RETENTION_MS = 300_000
+ATTACHED_MS = 15_000
+ATTACHED_RENEW_MS = 5_000
+BEAT_EVERY_MS = 5_000
+BEAT_TTL_MS = 15_000
+DIRTY_MS = 60_000
+DIRTY_LIMIT = 65_536
+CONTROL_LIMIT = 4_096
+
+WORKERS = "treadle:workers"
+
+
+def lane(profile: str, priority: str, tenant: str) -> str:
+    """The lane of a profile, priority ("high", "normal", "low") and tenant."""
+    return f"treadle:lane:{{{profile}}}:{priority}:{tenant}"
+
+
+def lanes(profile: str) -> str:
+    """The set that names a profile's lanes."""
+    return f"treadle:lanes:{{{profile}}}"
+
+
+def lane_priority(lane_key: str | bytes) -> str:
+    """The priority in a lane's key."""
+    key = lane_key.decode() if isinstance(lane_key, bytes) else lane_key
+    return key.split("}:", 1)[1].split(":", 1)[0]
+
+
+def dirty(gateway_id: str) -> str:
+    """The list in which a gateway finds which requests have news."""
+    return f"treadle:gateway:{gateway_id}:dirty"
+
+
+def beat(consumer: str) -> str:
+    """A worker's heartbeat."""
+    return f"treadle:worker:{consumer}:beat"
+
+
+def control(consumer: str) -> str:
+    """A worker's control stream."""
+    return f"treadle:worker:{consumer}:control"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKeys:
+    """The keys of one request. Tenants and ids hold no braces: the gateway checks them."""
+
+    tenant: str
+    request_id: str
+
+    @property
+    def tag(self) -> str:
+        """What dirty lists carry: "<tenant>:<request_id>"; tenants hold no colon."""
+        return f"{self.tenant}:{self.request_id}"
+
+    @classmethod
+    def from_tag(cls, tag: str | bytes) -> RequestKeys:
+        """The keys of the request that a dirty list names."""
+        tenant, _, request_id = (tag.decode() if isinstance(tag, bytes) else tag).partition(":")
+        return cls(tenant, request_id)
+
+    def _key(self, part: str) -> str:
+        return f"treadle:request:{{{self.tag}}}:{part}"
+
+    @property
+    def log(self) -> str:
+        """The token stream."""
+        return self._key("log")
+
+    @property
+    def epoch(self) -> str:
+        """The counter of owners."""
+        return self._key("epoch")
+
+    @property
+    def reservation(self) -> str:
+        """Who has the id, with which payload."""
+        return self._key("reservation")
+
+    @property
+    def owner(self) -> str:
+        """The consumer that runs it."""
+        return self._key("owner")
+
+    @property
+    def watchers(self) -> str:
+        """The gateways that wait for it."""
+        return self._key("watchers")
+
+    @property
+    def attached(self) -> str:
+        """There while a gateway has the request's client."""
+        return self._key("attached")

@@ -1,0 +1,60 @@
+"""Client channels with the suite's keepalive and retry rules."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+
+MAX_MESSAGE_BYTES = 16 << 20
+"""The largest message either side takes."""
+
+_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # The default back-off of up to two minutes would outlast every restart of a service.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+# Reads that may be sent again without asking: nothing that starts work.
+_IDEMPOTENT = {
+    "treadle.api.registry.v1.RegistryService": [
+        "ResolveModel",
+        "ListArtifacts",
+        "ListAliases",
+        "GetAliasHistory",
+    ],
+    "treadle.api.tokenizer.v1.TokenizerService": ["Encode", "Decode", "CountTokens", "RenderChat"],
+    "treadle.api.inference.v1.InferenceService": ["ListModels"],
+}
+
+
+def _service_config() -> str:
+    return json.dumps(
+        {
+            "methodConfig": [
+                {
+                    "name": [{"service": service, "method": method} for method in methods],
+                    "retryPolicy": {
+                        "maxAttempts": 4,
+                        "initialBackoff": "0.1s",
+                        "maxBackoff": "1s",
+                        "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"],
+                    },
+                }
+                for service, methods in _IDEMPOTENT.items()
+            ],
+            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        }
+    )
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to "host:port": one a target and process is enough."""
+    return grpc.aio.insecure_channel(address, options=[*_OPTIONS, ("grpc.service_config", _service_config())])

@@ -1,0 +1,126 @@
+"""A gRPC server as every service runs it: health, reflection, error statuses, graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from treadle.errors import Unavailable
+from treadle.rpc.channel import MAX_MESSAGE_BYTES
+from treadle.rpc.interceptor import CallInterceptor
+
+logger = logging.getLogger(__name__)
+
+LIVENESS = "liveness"
+"""The health service's name for: this process can be kept."""
+READINESS = ""
+"""The health service's name for: work should be sent here."""
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class RpcServer:
+    """A server of one service's port.
+
+    It starts live and not ready; `set_ready(True)` when what the service needs is there. `stop` says not
+    ready at once, refuses new calls, and lets running ones finish within the grace period.
+    """
+
+    def __init__(self, address: str, *, maximum_concurrent_rpcs: int = 4096) -> None:
+        self._address = address
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor()],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                # A silent prefill must not end in GOAWAY because its client pings.
+                ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+            maximum_concurrent_rpcs=maximum_concurrent_rpcs,
+        )
+        self._health = health.aio.HealthServicer()
+        self._services: list[str] = []
+        self._ready = False
+        self.port = 0
+        """The bound port, once started."""
+
+    def add(
+        self, add_to_server: Callable[[Any, grpc.aio.Server], None], servicer: object, service: str
+    ) -> None:
+        """Adds a servicer by its generated function; `service` is its full name ("treadle.api…")."""
+        add_to_server(servicer, self._server)
+        self._services.append(service)
+
+    async def start(self) -> None:
+        """Binds and serves; raises Unavailable when the address cannot be bound."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        await self._health.set(LIVENESS, _SERVING)
+        await self.set_ready(False)
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"cannot listen on {self._address}: {error}; is another process using the port?",
+                reason="ADDRESS_IN_USE",
+            ) from error
+        await self._server.start()
+        logger.info("listening", extra={"address": self._address, "port": self.port})
+
+    @property
+    def ready(self) -> bool:
+        """What readiness says now."""
+        return self._ready
+
+    async def set_ready(self, ready: bool) -> None:
+        """Says whether work should be sent here, for the port and each of its services."""
+        self._ready = ready
+        for service in (READINESS, *self._services):
+            await self._health.set(service, _SERVING if ready else _NOT_SERVING)
+
+    async def set_live(self, live: bool) -> None:
+        """Says whether the process can be kept."""
+        await self._health.set(LIVENESS, _SERVING if live else _NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Not ready at once; new calls are refused; running ones have `grace_s` seconds."""
+        await self.set_ready(False)
+        await self._server.stop(grace_s)
+
+    @contextlib.asynccontextmanager
+    async def running(self, grace_s: float = 5.0) -> AsyncIterator[RpcServer]:
+        """Starts, and stops at the block's end."""
+        await self.start()
+        try:
+            yield self
+        finally:
+            await self.stop(grace_s)
+
+
+def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    """Runs a service's `main(stop)` on a fresh event loop; SIGTERM and SIGINT set `stop`.
+
+    `main` starts its server, awaits `stop`, and leaves in good order.
+    """
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await main(stop)
+
+    asyncio.run(supervised())

@@ -1,0 +1,100 @@
+"""The suite's errors as `google.rpc.Status` with details, and back."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from treadle.errors import BY_CODE, FieldViolation, Internal, TreadleError
+
+ERROR_DOMAIN = "treadle"
+STATUS_METADATA_KEY = "grpc-status-details-bin"
+
+MAX_STATUS_BYTES = 4096
+"""Status travels in HTTP/2 trailers, which peers bound at 8 KiB or less."""
+
+_MAX_MESSAGE = 1024
+_MAX_FIELDS = 16
+
+
+def to_status(error: BaseException) -> status_pb2.Status:
+    """The Status of an error, under 4 KiB; what is not a TreadleError is INTERNAL and says no more."""
+    if not isinstance(error, TreadleError):
+        error = Internal("internal error; the service's log has the details")
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+    ]
+    if error.fields:
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=_cut(violation.field, 256), description=_cut(violation.description, 512)
+                    )
+                    for violation in error.fields[:_MAX_FIELDS]
+                ]
+            )
+        )
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(error.code), message=_cut(error.message, _MAX_MESSAGE)
+    )
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        if status.ByteSize() + packed.ByteSize() + 8 <= MAX_STATUS_BYTES:
+            status.details.append(packed)
+    return status
+
+
+def from_status(status: status_pb2.Status) -> TreadleError:
+    """The error that a Status means; an unknown code is INTERNAL."""
+    kind = (
+        BY_CODE.get(code_pb2.Code.Name(status.code), Internal)
+        if status.code in code_pb2.Code.values()
+        else Internal
+    )
+    reason, metadata, fields, retry = "", {}, [], None
+    for packed in status.details:
+        info, bad, delay = (
+            error_details_pb2.ErrorInfo(),
+            error_details_pb2.BadRequest(),
+            error_details_pb2.RetryInfo(),
+        )
+        if packed.Unpack(info):
+            reason, metadata = info.reason, dict(info.metadata)
+        elif packed.Unpack(bad):
+            fields = [FieldViolation(entry.field, entry.description) for entry in bad.field_violations]
+        elif packed.Unpack(delay):
+            retry = delay.retry_delay.ToNanoseconds() / 1e9
+    return kind(status.message, reason=reason, fields=fields, retry_after_s=retry, metadata=metadata)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> TreadleError:
+    """The error that a failed call means, with its details where the server sent them."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_METADATA_KEY and isinstance(value, bytes):
+            status = status_pb2.Status()
+            try:
+                status.ParseFromString(value)
+            except DecodeError:
+                break
+            return from_status(status)
+    kind = BY_CODE.get(error.code().name, Internal)
+    return kind(error.details() or error.code().name)
+
+
+async def abort(context: grpc.aio.ServicerContext[Message, Message], error: BaseException) -> None:
+    """Ends the call with the error's status and details; always raises."""
+    status = to_status(error)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, ((STATUS_METADATA_KEY, status.SerializeToString()),))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
