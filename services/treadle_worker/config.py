@@ -36,14 +36,16 @@ class EngineConfig(BaseSettings):
 class WorkerConfig(BaseSettings):
     """Settings of the worker's I/O process (`TREADLE_WORKER_*`)."""
 
-    model_config = SettingsConfigDict(env_prefix="TREADLE_WORKER_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TREADLE_WORKER_", frozen=True, extra="ignore", populate_by_name=True
+    )
 
     address: str = "127.0.0.1:50055"
     name: str = ""
     """The worker's name; unset: the host's. The consumer's name adds a boot nonce."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """Aliases or digests to load and serve, by commas."""
-    registry_address: str = "127.0.0.1:50052"
+    registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
     grace_period_s: float = Field(default=30.0, gt=0)
     """From SIGTERM to the end; what still runs then is handed back."""
@@ -53,4 +55,8 @@ class WorkerConfig(BaseSettings):
     @field_validator("models", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+        return (
+            tuple(name.strip() for name in value.split(",") if name.strip())
+            if isinstance(value, str)
+            else value
+        )
