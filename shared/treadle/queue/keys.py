@@ -8,8 +8,9 @@ keys of one request, or of one profile, in one slot of a cluster.
 | `treadle:lane:{<profile>}:<priority>:<tenant>` | stream of LaneEntry, group `workers` | gateway adds; the worker that ends a request deletes its entry | the gateway's lane limit | as long as the profile has requests |
 | `treadle:lanes:{<profile>}` | set of the profile's lane keys | gateway | one a tenant and priority | as the lanes |
 | `treadle:request:{<tenant>:<request_id>}:log` | stream of StreamEntry, ids `<epoch>-<n>` | gateway makes it; the owner of the epoch appends | one entry a step, plus fences | ACTIVE_MS, renewed while it runs; then the request's retention |
-| `treadle:request:{…}:epoch` | counter | whoever takes the request | – | with the log |
-| `treadle:request:{…}:reservation` | hash `payload`, `state`, `lane`, `entry` | gateway | – | with the log |
+| `treadle:request:{…}:epoch` | counter | whoever takes the request: workers, and gateways that cancel | – | with the log |
+| `treadle:request:{…}:reservation` | hash `payload`, `lane`, `entry`; the last two once it is queued | gateway | – | with the log |
+| `treadle:request:{…}:enqueuing` | string: the gateway that puts the request into its lane now | gateway | – | ENQUEUING_MS, deleted when it is queued |
 | `treadle:request:{…}:owner` | string: the consumer | the worker that took it | – | with the log |
 | `treadle:request:{…}:watchers` | set of gateway ids | gateways that wait for it | one a gateway | with the log |
 | `treadle:request:{…}:attached` | string | the gateway that has the client | – | ATTACHED_MS, renewed |
@@ -36,6 +37,8 @@ ACTIVE_MS = 3_600_000
 RETENTION_MS = 60_000
 """How long a finished CANCEL request's log is kept, so that a retry finds its answer."""
 DETACH_RETENTION_MS = 300_000
+ENQUEUING_MS = 5_000
+"""After so long a reservation that is not queued is stale, and a retry puts the request back."""
 ATTACHED_MS = 15_000
 ATTACHED_RENEW_MS = 5_000
 BEAT_EVERY_MS = 5_000
@@ -45,6 +48,9 @@ DIRTY_LIMIT = 65_536
 CONTROL_LIMIT = 4_096
 
 WORKERS = "treadle:workers"
+
+NOBODY = "released"
+"""The consumer that holds what workers hand back; it never beats, so anybody may claim from it."""
 
 
 def lane(profile: str, priority: str, tenant: str) -> str:
@@ -115,6 +121,11 @@ class RequestKeys:
         return self._key("reservation")
 
     @property
+    def enqueuing(self) -> str:
+        """There while a gateway puts the request into its lane."""
+        return self._key("enqueuing")
+
+    @property
     def owner(self) -> str:
         """The consumer that runs it."""
         return self._key("owner")
@@ -123,6 +134,11 @@ class RequestKeys:
     def watchers(self) -> str:
         """The gateways that wait for it."""
         return self._key("watchers")
+
+    @property
+    def living_with_log(self) -> tuple[str, ...]:
+        """The keys that live as long as the log, the log among them."""
+        return self.log, self.epoch, self.reservation, self.owner, self.watchers
 
     @property
     def attached(self) -> str:

@@ -1,0 +1,78 @@
+"""Clients of Redis, and its failures as the suite's errors.
+
+redis-py retries silently by default; here nothing is sent twice behind the caller's back. Every call is
+bounded by the socket's timeout and by the wait for a free connection.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from treadle.errors import ResourceExhausted, TreadleError, Unavailable
+
+COMMAND_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 2.0
+RETRY_AFTER_S = 1.0
+"""What a client is told to wait while Redis is away."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def connect(url: str, *, max_connections: int = 16) -> Redis:
+    """A client for commands; at most `max_connections` run at once, further ones wait for their turn."""
+    return _client(url, max_connections, COMMAND_TIMEOUT_S)
+
+
+def connect_blocking(url: str, *, block_s: float, max_connections: int = 2) -> Redis:
+    """A client for reads that block up to `block_s` seconds: they must not time out, nor starve commands."""
+    return _client(url, max_connections, block_s + COMMAND_TIMEOUT_S)
+
+
+def _client(url: str, max_connections: int, socket_timeout: float) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=max_connections,
+        timeout=COMMAND_TIMEOUT_S,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=CONNECT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return Redis.from_pool(pool)
+
+
+def as_treadle_error(error: exceptions.RedisError | OSError | TimeoutError) -> TreadleError | None:
+    """What the error means to a client; None for a fault of our own, such as a wrong command."""
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return ResourceExhausted(
+            "Redis is full; try again later", reason="REDIS_FULL", retry_after_s=RETRY_AFTER_S
+        )
+    if isinstance(error, exceptions.ResponseError) and not isinstance(error, _PASSING):
+        return None
+    return Unavailable("Redis is away; try again", reason="REDIS_UNAVAILABLE", retry_after_s=RETRY_AFTER_S)
+
+
+_PASSING = (exceptions.ReadOnlyError, exceptions.MasterDownError, exceptions.TryAgainError)
+
+
+def redis_errors(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Decorates a coroutine function: Redis's failures come out as Unavailable or ResourceExhausted."""
+
+    @functools.wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await function(*args, **kwargs)
+        except (exceptions.RedisError, OSError, TimeoutError) as error:
+            meant = as_treadle_error(error)
+            if meant is None:
+                raise
+            raise meant from error
+
+    return call

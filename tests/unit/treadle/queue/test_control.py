@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+from google.rpc.status_pb2 import Status
+from redis.asyncio import Redis
+
+from treadle.api.worker.v1.queue_pb2 import StreamEntry
+from treadle.errors import NotFound
+from treadle.queue import codec, control, dirty
+from treadle.queue.epochs import take
+from treadle.queue.keys import RequestKeys
+from treadle.queue.log import Append, Appended, EntryId, append, read_log
+from treadle.queue.submission import submit
+
+R1 = RequestKeys("default", "r1")
+CANCELLED = Status(code=1, message="cancelled")
+
+
+async def test_cancel_ends_a_waiting_request_once(redis: Redis, blocking: Redis, lane_entry):
+    await submit(redis, lane_entry(), lane_limit=10)
+    assert await control.cancel(redis, R1, CANCELLED)
+    assert not await control.cancel(redis, R1, CANCELLED)
+    log = await read_log(redis, R1)
+    assert [entry.WhichOneof("entry") for _, entry in log.entries] == ["queued", "fence", "terminal"]
+    assert log.entries[-1].entry.terminal.error == CANCELLED
+    assert await dirty.pop(blocking, "g1", block_s=1) == [R1]
+    (late,) = await take(redis, [R1], "w1")
+    assert late.terminal is not None
+
+
+async def test_cancel_stops_the_owner_and_tells_it(redis: Redis, blocking: Redis, lane_entry):
+    await submit(redis, lane_entry(), lane_limit=10)
+    (taken,) = await take(redis, [R1], "w1")
+    assert await control.cancel(redis, R1, CANCELLED)
+    data = codec.encode(StreamEntry(tokens={"token_ids": [1]}))
+    assert await append(redis, [Append(R1, EntryId(taken.epoch, 1), data)]) == [Appended.FENCED]
+    last, (notice,) = await control.read_notices(blocking, "w1", "0", block_ms=1000)
+    assert (notice.cancel.tenant, notice.cancel.request_id) == ("default", "r1")
+    assert await control.read_notices(blocking, "w1", last, block_ms=10) == (last, [])
+
+
+async def test_cancel_of_an_unknown_request_is_not_found(redis: Redis):
+    with pytest.raises(NotFound):
+        await control.cancel(redis, R1, CANCELLED)
+    assert not await redis.exists(R1.log)
+
+
+async def test_a_second_gateway_watches(redis: Redis, blocking: Redis, lane_entry):
+    await submit(redis, lane_entry(), lane_limit=10)
+    await take(redis, [R1], "w1")
+    await control.watch(redis, R1, "g2")
+    _, (notice,) = await control.read_notices(blocking, "w1", "0", block_ms=1000)
+    assert notice.watch.gateway_id == "g2"
+    (taken,) = await take(redis, [R1], "w2")
+    assert taken.watchers == {"g1", "g2"}
+
+
+async def test_dirty_lists_name_each_request_once_and_are_bounded(redis: Redis, blocking: Redis, monkeypatch):
+    monkeypatch.setattr("treadle.queue.keys.DIRTY_LIMIT", 3)
+    pipe = redis.pipeline(transaction=False)
+    dirty.push(pipe, {"g1": ["t:a", "t:b", "t:a"], "g2": [f"t:{n}" for n in range(9)]})
+    await pipe.execute()
+    assert [keys.request_id for keys in await dirty.pop(blocking, "g1", block_s=1)] == ["a", "b"]
+    assert [keys.request_id for keys in await dirty.pop(blocking, "g2", block_s=1)] == ["6", "7", "8"]
+    assert await dirty.pop(blocking, "g1", block_s=0.05) == []
