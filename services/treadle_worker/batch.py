@@ -1,0 +1,22 @@
+"""What a step computes for one sequence: the contract between the scheduler's side and the model runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Consecutive tokens of one sequence.
+
+    `token_ids` stand at positions `start`, `start + 1`, …; the keys and values of every position before
+    `start` are already in the cache. `block_table[i]` is the block that holds positions
+    `i * block_size` to `(i + 1) * block_size - 1`, and covers the chunk's last position.
+    """
+
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    wants_logits: bool
+    """Whether the logits of the chunk's last token are needed."""
