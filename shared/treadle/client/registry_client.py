@@ -1,0 +1,199 @@
+"""The asynchronous client of the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from google.longrunning import operations_pb2_grpc, operations_proto_pb2
+from google.protobuf import timestamp_pb2
+
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
+from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
+from treadle.client.reconnect import Reconnects
+from treadle.errors import Internal
+from treadle.rpc import from_status, open_channel
+
+DEFAULT_REGISTRY_ADDRESS = "127.0.0.1:50052"
+_QUICK_S = 10.0
+_POLL_EVERY_S = 0.1
+_IMPORT_S = 3600.0
+_RECONNECTS = 6
+_T = TypeVar("_T")
+
+
+class RegistryClient:
+    """Asks a registry. Every method raises TreadleError."""
+
+    def __init__(self, address: str = DEFAULT_REGISTRY_ADDRESS) -> None:
+        self.address = address
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> RegistryClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = open_channel(self.address)
+        return self._channel
+
+    @property
+    def _stub(self) -> registry_pb2_grpc.RegistryServiceStub:
+        return registry_pb2_grpc.RegistryServiceStub(self._open())
+
+    async def import_model(
+        self, source: ModelSource, *, alias: str = "", timeout_s: float = _IMPORT_S
+    ) -> AsyncIterator[ImportProgress]:
+        """Imports a model and tells how far it is, until the last item, which has the artifact.
+
+        The import goes on in the registry when the iteration is left.
+        """
+        request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
+        setattr(request, source.kind, source.value)
+        operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
+        operations = operations_pb2_grpc.OperationsStub(self._open())
+        reconnects = Reconnects(_RECONNECTS, timeout_s)
+        while not operation.done:
+            yield _progress(operation)
+            await asyncio.sleep(_POLL_EVERY_S)
+            get = operations_proto_pb2.GetOperationRequest(name=operation.name)
+            try:
+                operation = await operations.GetOperation(get, timeout=min(_QUICK_S, reconnects.left_s()))
+                reconnects.progress()
+            except grpc.aio.AioRpcError as error:
+                await reconnects.pause(error)
+        if operation.HasField("error"):
+            raise from_status(operation.error)
+        response = registry_pb2.ImportModelResponse()
+        if not operation.response.Unpack(response):
+            raise Internal("the registry's answer to the import cannot be read")
+        total = response.artifact.total_bytes
+        artifact = artifact_from_proto(response.artifact)
+        yield ImportProgress("done", total, total, artifact, response.already_present)
+
+    async def resolve(self, model: str) -> Artifact:
+        """What an alias or digest means now; raises NotFound."""
+        request = registry_pb2.ResolveModelRequest(model=model)
+        response = await self._call(lambda left_s: self._stub.ResolveModel(request, timeout=left_s))
+        return artifact_from_proto(response.artifact)
+
+    async def artifacts(self) -> list[Artifact]:
+        """Everything in the store."""
+
+        async def page(token: str) -> registry_pb2.ListArtifactsResponse:
+            request = registry_pb2.ListArtifactsRequest(page_token=token)
+            return await self._call(lambda left_s: self._stub.ListArtifacts(request, timeout=left_s))
+
+        return [artifact_from_proto(item) async for response in _pages(page) for item in response.artifacts]
+
+    async def aliases(self) -> list[Alias]:
+        """Every alias."""
+
+        async def page(token: str) -> registry_pb2.ListAliasesResponse:
+            request = registry_pb2.ListAliasesRequest(page_token=token)
+            return await self._call(lambda left_s: self._stub.ListAliases(request, timeout=left_s))
+
+        return [alias_from_proto(item) async for response in _pages(page) for item in response.aliases]
+
+    async def alias_history(self, name: str) -> list[Alias]:
+        """Where an alias has pointed, newest first."""
+
+        async def page(token: str) -> registry_pb2.GetAliasHistoryResponse:
+            request = registry_pb2.GetAliasHistoryRequest(name=name, page_token=token)
+            return await self._call(lambda left_s: self._stub.GetAliasHistory(request, timeout=left_s))
+
+        return [alias_from_proto(item) async for response in _pages(page) for item in response.entries]
+
+    async def set_alias(self, name: str, digest: str, *, etag: str = "") -> Alias:
+        """Creates or moves an alias; with an etag, raises Aborted when it has moved meanwhile."""
+        request = registry_pb2.SetAliasRequest(name=name, artifact_digest=digest, etag=etag)
+        response = await self._call(lambda left_s: self._stub.SetAlias(request, timeout=left_s))
+        return alias_from_proto(response.alias)
+
+    async def delete_alias(self, name: str) -> None:
+        """Forgets an alias; the artifact stays."""
+        request = registry_pb2.DeleteAliasRequest(name=name)
+        await self._call(lambda left_s: self._stub.DeleteAlias(request, timeout=left_s))
+
+    async def delete_artifact(self, digest: str) -> int:
+        """Removes an artifact that nothing holds; gives the freed bytes."""
+        request = registry_pb2.DeleteArtifactRequest(digest=digest)
+        response = await self._call(lambda left_s: self._stub.DeleteArtifact(request, timeout=left_s))
+        return response.freed_bytes
+
+    async def _call(self, call: Callable[[float], Awaitable[_T]]) -> _T:
+        reconnects = Reconnects(_RECONNECTS, _QUICK_S)
+        while True:
+            try:
+                return await call(reconnects.left_s())
+            except grpc.aio.AioRpcError as error:
+                await reconnects.pause(error)
+
+
+async def _pages(page: Callable[[str], Awaitable[Any]]) -> AsyncIterator[Any]:
+    token = ""
+    while True:
+        response = await page(token)
+        yield response
+        token = response.next_page_token
+        if not token:
+            return
+
+
+def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
+    metadata = registry_pb2.ImportModelMetadata()
+    operation.metadata.Unpack(metadata)
+    stage = registry_pb2.ImportStage.Name(metadata.stage).removeprefix("IMPORT_STAGE_").lower()
+    return ImportProgress(stage, metadata.done_bytes, metadata.total_bytes)
+
+
+def alias_from_proto(alias: registry_pb2.Alias) -> Alias:
+    """An alias."""
+    return Alias(alias.name, alias.artifact_digest, alias.etag, _time(alias.update_time))
+
+
+def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
+    """A model in the store."""
+    facts = artifact.facts
+    return Artifact(
+        digest=artifact.digest,
+        compute_digest=artifact.compute_digest,
+        tokenizer_digest=artifact.tokenizer_digest,
+        presentation_digest=artifact.presentation_digest,
+        model_type=facts.model_type,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        vocab_size=facts.vocab_size,
+        context_length=facts.context_length,
+        license=facts.license,
+        has_chat_template=facts.has_chat_template,
+        files=tuple(ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.files),
+        source_files=tuple(
+            ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.source_files
+        ),
+        location=artifact.location,
+        source=artifact.source,
+        create_time=_time(artifact.create_time),
+        converter=artifact.converter,
+        total_bytes=artifact.total_bytes,
+    )
+
+
+def _time(stamp: timestamp_pb2.Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
