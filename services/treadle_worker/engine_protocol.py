@@ -65,6 +65,23 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
     """Ends the engine process."""
 
 
+class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """The first message: what to load, and how. The fields are EngineConfig's."""
+
+    model_folder: str
+    """A canonical folder: config.json and safetensors."""
+    device: str
+    dtype: str
+    block_size: int
+    num_blocks: int | None
+    kv_cache_bytes: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int | None
+    enable_prefix_caching: bool
+    num_threads: int | None
+
+
 EngineCommand = AddRequest | AbortRequest | Shutdown
 
 

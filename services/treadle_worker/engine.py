@@ -1,0 +1,200 @@
+"""The engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as ListOf
+from itertools import count
+from typing import Protocol
+
+import torch
+
+from treadle_worker.admission import check_request
+from treadle_worker.batch import ScheduledChunk
+from treadle_worker.engine_protocol import (
+    AddRequest,
+    EngineStats,
+    FinishReason,
+    SequenceOutput,
+    StepOutputs,
+)
+from treadle_worker.penalties import TokenHistory, has_penalties
+from treadle_worker.sampler import Sample, Sampler, SampleRow
+from treadle_worker.scheduler import Scheduler, SchedulerOutput
+from treadle_worker.sequence import Sequence
+
+
+class Runner(Protocol):
+    """What computes logits: the model runner, or a mock of it."""
+
+    def run(self, chunks: ListOf[ScheduledChunk]) -> torch.Tensor:
+        """Float32 logits [chunks that want them, vocabulary], in the chunks' order.
+
+        Writes the keys and values of every chunk's tokens into the cache.
+        """
+        ...
+
+
+class Engine:
+    """Continuous batching over a paged cache: `step` is schedule, run, sample, postprocess.
+
+    A request that cannot be run ends alone, as an output with finish_reason "error". An exception out of
+    the runner says nothing about any one request: it leaves `step`, and the engine must not go on.
+    """
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, sampler: Sampler, *, vocab_size: int, max_model_len: int
+    ) -> None:
+        self.runner = runner
+        self.scheduler = scheduler
+        self.sampler = sampler
+        self.vocab_size = vocab_size
+        self.max_model_len = min(max_model_len, scheduler.max_num_tokens)
+        self._sequences: dict[str, Sequence] = {}
+        self._histories: dict[Sequence, TokenHistory] = {}
+        self._undelivered: list[SequenceOutput] = []
+        self._arrivals = count()
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or say anything."""
+        return bool(self._sequences or self._undelivered)
+
+    def add_request(self, request: AddRequest) -> None:
+        """Takes a request in. One with an id that is there already replaces the other.
+
+        What cannot be run, and what needs no further token, is answered by the next step.
+        """
+        self.abort(request.request_id)
+        if error := check_request(request, self.vocab_size, self.max_model_len):
+            self._undelivered.append(_failure(request.request_id, len(request.output_token_ids), error))
+            return
+        sequence = Sequence(
+            request_id=request.request_id,
+            token_ids=request.prompt_token_ids + request.output_token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=request.sampling,
+            arrival=next(self._arrivals),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+        if (reason := self._finish_reason(sequence)) is not None:
+            self._undelivered.append(_output(sequence, None, reason))
+            return
+        if has_penalties(request.sampling):
+            self._histories[sequence] = TokenHistory(request.prompt_token_ids, request.output_token_ids)
+        self._sequences[request.request_id] = sequence
+        self._num_prompt_tokens += sequence.num_prompt_tokens
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Drops a request, if it is there; nothing more is said of it."""
+        self._undelivered = [output for output in self._undelivered if output.request_id != request_id]
+        if (sequence := self._sequences.get(request_id)) is not None:
+            self._finish(sequence)
+
+    def step(self) -> StepOutputs:
+        """Computes one batch, and returns what it made and what was decided since the last step."""
+        scheduled = self.scheduler.schedule()
+        outputs, self._undelivered = self._undelivered, []
+        if scheduled.num_scheduled_tokens:
+            self._num_steps += 1
+            logits = self.runner.run(_chunks(scheduled))
+            outputs += self._postprocess(scheduled, logits)
+        return StepOutputs(outputs=outputs, stats=self.stats())
+
+    def stats(self) -> EngineStats:
+        """Gauges of now, and counters since the start."""
+        scheduler, blocks = self.scheduler, self.scheduler.block_manager
+        return EngineStats(
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting,
+            num_blocks=blocks.num_blocks,
+            num_free_blocks=blocks.num_free_blocks,
+            num_steps=self._num_steps,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+            num_chunked_prefills=scheduler.num_chunked_prefills,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
+        )
+
+    def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:
+        """Samples, and moves every sequence of the step forward."""
+        sampled: list[Sequence] = []
+        for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
+            sequence.num_computed_tokens += num_tokens
+            if sequence.num_uncomputed_tokens == 0:
+                sampled.append(sequence)
+        if len(logits) != len(sampled):
+            raise RuntimeError(f"the runner gave {len(logits)} rows of logits for {len(sampled)} chunks")
+        rows = [SampleRow(s.sampling, s.num_output_tokens, self._histories.get(s)) for s in sampled]
+        samples = self.sampler.sample(logits, rows)
+        return [self._advance(s, sample) for s, sample in zip(sampled, samples, strict=True)]
+
+    def _advance(self, sequence: Sequence, sample: Sample | None) -> SequenceOutput:
+        """Appends the token, or ends the sequence.
+
+        Only here are blocks made findable: logits that are finite are the sign that all keys and values
+        before them are sound.
+        """
+        if sample is None:
+            self._finish(sequence)
+            return _failure(
+                sequence.request_id, sequence.num_output_tokens, "the model's logits are not finite"
+            )
+        self.scheduler.block_manager.commit(sequence)
+        sequence.token_ids.append(sample.token_id)
+        if (history := self._histories.get(sequence)) is not None:
+            history.append(sample.token_id)
+        self._num_output_tokens += 1
+        reason = self._finish_reason(sequence)
+        if reason is not None:
+            self._finish(sequence)
+        return _output(sequence, sample, reason)
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        params, num_output_tokens = sequence.sampling, sequence.num_output_tokens
+        if num_output_tokens > params.min_new_tokens and sequence.token_ids[-1] in params.stop_token_ids:
+            return "stop_token"
+        if num_output_tokens >= params.max_new_tokens or sequence.num_tokens >= self.max_model_len:
+            return "length"
+        return None
+
+    def _finish(self, sequence: Sequence) -> None:
+        self.scheduler.finish(sequence)
+        del self._sequences[sequence.request_id]
+        self._histories.pop(sequence, None)
+
+
+def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
+    chunks = []
+    for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
+        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+        wants_logits = end == sequence.num_tokens
+        chunks.append(
+            ScheduledChunk(sequence.token_ids[start:end], start, sequence.block_table, wants_logits)
+        )
+    return chunks
+
+
+def _output(sequence: Sequence, sample: Sample | None, reason: FinishReason | None) -> SequenceOutput:
+    """What the newest token did; without a sample, the end of a sequence that needs no further one."""
+    return SequenceOutput(
+        request_id=sequence.request_id,
+        first_index=sequence.num_output_tokens - (sample is not None),
+        token_ids=[] if sample is None else [sample.token_id],
+        logprobs=None if sample is None or sample.logprobs is None else [sample.logprobs],
+        finish_reason=reason,
+        stop_token_id=sequence.token_ids[-1] if reason == "stop_token" else None,
+        num_cached_tokens=sequence.num_cached_tokens,
+    )
+
+
+def _failure(request_id: str, first_index: int, error: str) -> SequenceOutput:
+    return SequenceOutput(
+        request_id=request_id, first_index=first_index, token_ids=[], finish_reason="error", error=error
+    )
