@@ -21,6 +21,6 @@ class ServingProfile:
 
     @property
     def id(self) -> str:
-        """"p-" and 16 hexadecimal digits."""
+        """ "p-" and 16 hexadecimal digits."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return "p-" + hashlib.sha256(canonical.encode()).hexdigest()[:16]
