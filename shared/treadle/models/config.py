@@ -92,7 +92,7 @@ def parse_config(raw: object) -> ModelConfig:
         raise _corrupt("config.json", "must be an object")
     if "auto_map" in raw:
         raise FailedPrecondition(
-            "config.json asks for remote code (auto_map), which is never run; use a model of a supported type: "
+            "config.json asks for remote code (auto_map), which is never run; supported model types: "
             + ", ".join(MODEL_TYPES),
             reason="REMOTE_CODE",
         )
@@ -111,6 +111,7 @@ def parse_config(raw: object) -> ModelConfig:
     if head_dim % 2:
         raise _corrupt("head_dim", f"must be even for rotary positions; got {head_dim}")
     theta, scaling = _rope(raw)
+    biased = model_type in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
     return ModelConfig(
         model_type=model_type,
         vocab_size=_size(raw, "vocab_size"),
@@ -125,8 +126,8 @@ def parse_config(raw: object) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=model_type == "qwen2" or bool(raw.get("attention_bias", False)),
-        output_bias=model_type in ("llama", "qwen3") and bool(raw.get("attention_bias", False)),
+        attention_bias=model_type == "qwen2" or biased,
+        output_bias=biased,
         mlp_bias=model_type == "llama" and bool(raw.get("mlp_bias", False)),
         qk_norm=model_type == "qwen3",
         sliding_windows=_windows(raw, model_type, layers),

@@ -1,0 +1,96 @@
+"""Weights straight from safetensors, by memory map: pages are read when a layer first needs them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from treadle.errors import DataLoss, FailedPrecondition
+from treadle.models import llama as llama_tensors
+from treadle.models.config import ModelConfig, read_config
+from treadle.nn import llama
+
+BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
+    "llama": llama.build,
+    "mistral": llama.build,
+    "qwen2": llama.build,
+    "qwen3": llama.build,
+}
+"""The architecture of each `model_type`."""
+
+INDEX = "model.safetensors.index.json"
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.LlamaForCausalLM:
+    """The model of a canonical folder, in `dtype` on `device`.
+
+    Weights that are stored in `dtype` stay memory-mapped on the CPU. Raises InvalidArgument or
+    FailedPrecondition for the configuration, and DataLoss for files that are missing, damaged, or hold
+    other tensors than the configuration asks for; the message names them.
+    """
+    config = read_config(folder)
+    model = BUILDERS[config.model_type](config)
+    expected, tied = llama_tensors.expected_tensors(config), llama_tensors.tied_tensors(config)
+    state: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        state |= _read(path, expected, tied, dtype, device)
+    if missing := sorted(expected.keys() - state.keys()):
+        raise DataLoss(
+            f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
+        )
+    state |= {name: state[source] for name, source in tied.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors of a folder: the shards that its index names, or the single file."""
+    index = folder / INDEX
+    if not index.exists():
+        return [folder / "model.safetensors"]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataLoss(f"{INDEX} has no usable weight_map: {error}", reason="CORRUPT_INDEX") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise FailedPrecondition(
+                f"{INDEX} names {name!r}, which is no file of the folder", reason="CORRUPT_INDEX"
+            )
+    return [folder / name for name in names]
+
+
+def _read(
+    path: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    tied: Mapping[str, str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    state = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if name in tied or name.endswith("rotary_emb.inv_freq"):
+                    continue
+                tensor = file.get_tensor(name)
+                shape = expected.get(name)
+                if shape is None:
+                    raise DataLoss(f"{path.name} has an unexpected tensor {name}", reason="UNEXPECTED_TENSOR")
+                if tuple(tensor.shape) != shape:
+                    raise DataLoss(
+                        f"{path.name}: {name} has shape {list(tensor.shape)}; config.json asks for {list(shape)}",
+                        reason="TENSOR_SHAPE",
+                    )
+                state[name] = tensor.to(device=device, dtype=dtype)
+    except (OSError, SafetensorError) as error:
+        raise DataLoss(f"{path.name} cannot be read: {error}", reason="CORRUPT_WEIGHTS") from error
+    return state
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
