@@ -1,0 +1,58 @@
+"""The time that a request may take, on this process's monotonic clock."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from treadle.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class Deadline:
+    """A moment after which nobody waits for the answer any more."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    @classmethod
+    def earliest(cls, *seconds: float | None) -> Deadline:
+        """The earliest of those that are set; at least one is."""
+        return cls(min(value for value in seconds if value is not None))
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self._at - time.monotonic()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is up."""
+        return self.remaining_s <= 0
+
+    def remaining_ms(self) -> int:
+        """Whole milliseconds left, at least one; raises DeadlineExceeded when there are none."""
+        milliseconds = int(self.remaining_s * 1000)
+        if milliseconds < 1:
+            raise out_of_time()
+        return milliseconds
+
+    async def bound(self, work: Awaitable[T]) -> T:
+        """Awaits `work`; raises DeadlineExceeded, and cancels it, when the time is up before."""
+        try:
+            async with asyncio.timeout(self.remaining_s) as scope:
+                return await work
+        except TimeoutError as error:
+            if scope.expired():
+                raise out_of_time() from error
+            raise
+
+
+def out_of_time() -> DeadlineExceeded:
+    """What a request is told whose time is up."""
+    return DeadlineExceeded(
+        "the request's time is up; allow a longer timeout or gRPC deadline, or ask for fewer tokens"
+    )

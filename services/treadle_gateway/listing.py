@@ -1,0 +1,113 @@
+"""What can be asked for now: the profiles that workers have ready, under the names that lead to them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from treadle.errors import TreadleError, invalid_field
+from treadle_gateway.clients import Registry
+from treadle_gateway.models import ARTIFACT_FRESH_S, Loaded
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A name, and a profile that answers to it."""
+
+    model: str
+    artifact_digest: str
+    profile: str
+    max_model_len: int
+    vocab_size: int
+    ready_workers: int
+
+
+class Aliases:
+    """Every alias of the registry: fresh for a while, and kept when the registry is away."""
+
+    def __init__(self, registry: Registry, *, timeout_s: float) -> None:
+        self._registry = registry
+        self._timeout_s = timeout_s
+        self._known: list[tuple[str, str]] | None = None
+        self._fresh_until = 0.0
+
+    async def read(self, loaded: Iterable[Loaded]) -> list[tuple[str, str]]:
+        """Aliases with their artifacts' digests; what the workers call them where nothing else is known."""
+        if self._known is None or time.monotonic() >= self._fresh_until:
+            try:
+                self._known = [pair async for pair in self._registry.aliases(timeout_s=self._timeout_s)]
+            except TreadleError:
+                if self._known is None:
+                    return list({(one.model_name, one.artifact_digest) for one in loaded if one.model_name})
+            self._fresh_until = time.monotonic() + ARTIFACT_FRESH_S
+        return self._known
+
+
+def list_served(loaded: Iterable[Loaded], aliases: Iterable[tuple[str, str]]) -> list[Listed]:
+    """One line for each name and profile; an artifact without an alias stands under its digest.
+
+    `aliases` are names with their artifacts' digests.
+    """
+    names: dict[str, list[str]] = {}
+    for alias, digest in aliases:
+        names.setdefault(digest, []).append(alias)
+    workers: dict[tuple[str, str], list[Loaded]] = {}
+    for one in loaded:
+        if one.ready:
+            workers.setdefault((one.artifact_digest, one.profile), []).append(one)
+    lines = [
+        Listed(
+            model=name,
+            artifact_digest=digest,
+            profile=profile,
+            max_model_len=min(one.max_model_len for one in ready),
+            vocab_size=min(one.vocab_size for one in ready),
+            ready_workers=len(ready),
+        )
+        for (digest, profile), ready in workers.items()
+        for name in _names(digest, names)
+    ]
+    return sorted(lines, key=_key)
+
+
+def _names(digest: str, aliases: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    return aliases.get(digest) or [digest]
+
+
+def _key(line: Listed) -> tuple[str, str]:
+    return line.model, line.profile
+
+
+def page(lines: Sequence[Listed], size: int, token: str) -> tuple[list[Listed], str]:
+    """Up to `size` lines (0: DEFAULT_PAGE) after the token's, and the next token ("": the end).
+
+    Raises InvalidArgument for a negative size, and for a token that this did not make.
+    """
+    if size < 0:
+        raise invalid_field("page_size", f"must be 0 to {MAX_PAGE}; got {size}. 0 is {DEFAULT_PAGE}")
+    after = _decode(token) if token else ("", "")
+    rest = [line for line in lines if _key(line) > after]
+    size = min(size or DEFAULT_PAGE, MAX_PAGE)
+    shown = rest[:size]
+    return shown, _encode(_key(shown[-1])) if len(rest) > size else ""
+
+
+def _encode(key: tuple[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode()
+
+
+def _decode(token: str) -> tuple[str, str]:
+    try:
+        model, profile = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
+        return str(model), str(profile)
+    except (binascii.Error, ValueError, TypeError, RecursionError) as error:
+        raise invalid_field(
+            "page_token", "is no token of this list; send next_page_token as it came, or none"
+        ) from error

@@ -1,0 +1,172 @@
+"""Follows the logs of all requests of this gateway: one blocking reader, one pipeline a round.
+
+Workers push the requests that have news onto this gateway's own list. One task pops them and marks their
+subscriptions; another reads the marked logs whose clients wait. What Redis lost of the news, a sweep over all
+who wait makes good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from redis.asyncio import Redis
+
+from treadle.errors import ResourceExhausted, TreadleError, Unavailable
+from treadle.queue import dirty
+from treadle.queue.keys import ATTACHED_RENEW_MS, RequestKeys
+from treadle.queue.log import START, EntryId, read_logs
+from treadle.queue.submission import renew_attached
+from treadle_gateway.subscriptions import Subscription, Subscriptions
+
+logger = logging.getLogger(__name__)
+
+BLOCK_S = 1.0
+SWEEP_S = 1.5
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 1.0
+
+
+class LogFollower:
+    """Owns the tasks that read; `start` before the first subscription, `close` at the end."""
+
+    def __init__(self, redis: Redis, blocking: Redis, gateway_id: str, *, patience_s: float) -> None:
+        """`blocking` is a client for blocking reads; waits outlast a lost Redis by `patience_s`."""
+        self._redis = redis
+        self._blocking = blocking
+        self._gateway_id = gateway_id
+        self._patience_s = patience_s
+        self._subscriptions = Subscriptions()
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: TreadleError | None = None
+        self.entries_read = 0
+        """Entries that were read, of all logs."""
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def start(self) -> None:
+        """Starts the tasks."""
+        loops = {
+            "news": self._pop(),
+            "reader": self._read(),
+            "sweep": self._sweep(),
+            "attached": self._renew(),
+        }
+        self._tasks = [asyncio.create_task(loop, name=f"follower-{name}") for name, loop in loops.items()]
+
+    def subscribe(self, request: RequestKeys, after: EntryId = START) -> Subscription:
+        """Follows a request after an entry; call it before whatever makes the log grow."""
+        if self._closing is not None:
+            raise self._closing
+        return self._subscriptions.add(request, self._wake.set, after)
+
+    def unsubscribe(self, subscription: Subscription) -> int:
+        """Ends a subscription; returns how many others of this gateway follow its request."""
+        return self._subscriptions.remove(subscription)
+
+    def follows(self, request: RequestKeys) -> bool:
+        """Whether somebody here follows the request."""
+        return any(True for _ in self._subscriptions.of([request]))
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the gateway has ended its streams itself."""
+        return self._closing is not None
+
+    def end_all(self, error: TreadleError) -> None:
+        """Fails every wait, now and later ones: the gateway is leaving."""
+        self._closing = error
+        for subscription in self._subscriptions:
+            subscription.fail(error)
+
+    async def close(self) -> None:
+        """Ends the tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pop(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                news = await dirty.pop(self._blocking, self._gateway_id, block_s=BLOCK_S)
+            except TreadleError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            pause_s = _FIRST_PAUSE_S
+            self._mark(self._subscriptions.of(news))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._mark(self._subscriptions)
+
+    def _mark(self, subscriptions: Iterable[Subscription]) -> None:
+        for subscription in subscriptions:
+            subscription.mark()
+        self._wake.set()
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        away_since: float | None = None
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            wanted = [one for one in self._subscriptions if one.wants_reading]
+            if self._closing is not None:
+                for subscription in wanted:
+                    subscription.fail(self._closing)
+                continue
+            try:
+                await self._read_round(wanted)
+            except (Unavailable, ResourceExhausted) as error:
+                away_since = away_since or loop.time()
+                if loop.time() - away_since > self._patience_s:
+                    for subscription in wanted:
+                        subscription.fail(error)
+                self._mark(wanted)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            except TreadleError:
+                await self._read_each(wanted)
+            else:
+                away_since, pause_s = None, _FIRST_PAUSE_S
+
+    async def _read_round(self, wanted: list[Subscription]) -> None:
+        after: dict[RequestKeys, EntryId] = {}
+        for subscription in wanted:
+            subscription.begin_reading()
+            request = subscription.request
+            after[request] = min(subscription.after, after.get(request, subscription.after))
+        logs = await read_logs(self._redis, after)
+        self.entries_read += sum(len(log.entries) for log in logs.values())
+        for subscription in wanted:
+            subscription.give(logs[subscription.request])
+            if subscription.wants_reading:
+                self._wake.set()
+
+    async def _read_each(self, wanted: list[Subscription]) -> None:
+        """One log is damaged, and its decoding failed the round: find whose it is."""
+        for subscription in wanted:
+            try:
+                await self._read_round([subscription])
+            except TreadleError as error:
+                logger.warning(
+                    "a log cannot be read",
+                    exc_info=True,
+                    extra={"request_id": subscription.request.request_id},
+                )
+                subscription.fail(error)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(ATTACHED_RENEW_MS / 1000)
+            try:
+                await renew_attached(self._redis, self._gateway_id, self._subscriptions.requests)
+            except TreadleError:
+                logger.warning("could not say whose clients are attached", exc_info=True)

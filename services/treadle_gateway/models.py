@@ -1,0 +1,197 @@
+"""Which artifact a model's name means, and which profile of it is ready.
+
+Names come from the registry and are remembered, so that the gateway goes on with what it knows while the
+registry is away. Readiness comes from the workers' heartbeats in Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from treadle.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    NotFound,
+    TreadleError,
+    Unavailable,
+)
+from treadle_gateway.clients import Artifact, Registry
+
+ARTIFACT_FRESH_S = 2.0
+"""How long an alias is taken to mean what it meant."""
+READY_FRESH_S = 0.5
+NOT_SERVED_RETRY_S = 2.0
+MAX_CACHED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A profile on one worker, from its heartbeat."""
+
+    profile: str
+    artifact_digest: str
+    compute_digest: str
+    tokenizer_digest: str
+    model_name: str
+    max_model_len: int
+    vocab_size: int
+    ready: bool
+
+    def serves(self, artifact: Artifact) -> bool:
+        """Whether it answers for the artifact: equal numbers and equal ids; the template may differ."""
+        return (self.compute_digest, self.tokenizer_digest) == (
+            artifact.compute_digest,
+            artifact.tokenizer_digest,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """An artifact with the profile that will answer and what all its workers can take."""
+
+    artifact: Artifact
+    profile: str
+    max_model_len: int
+    """Prompt and answer together, in tokens."""
+    vocab_size: int
+    """The logits' width."""
+    ready_workers: int
+
+
+def _bound(values: Sequence[int]) -> int:
+    """The smallest of what is known; 0 is "not said"."""
+    return min((value for value in values if value > 0), default=0)
+
+
+class ArtifactCache:
+    """Names to artifacts: fresh for a while, and kept when the registry is away."""
+
+    def __init__(self, registry: Registry, *, timeout_s: float) -> None:
+        self._registry = registry
+        self._timeout_s = timeout_s
+        self._known: OrderedDict[str, tuple[float, Artifact]] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[Artifact]] = {}
+
+    async def resolve(self, name: str) -> Artifact:
+        """The artifact; raises NotFound naming the field, and Unavailable when it cannot be known."""
+        known = self._known.get(name)
+        if known and known[0] > time.monotonic():
+            return known[1]
+        task = self._asking.get(name)
+        if task is None:
+            # Everybody who asks meanwhile shares one call, which none of them may cancel for the others.
+            task = self._asking[name] = asyncio.create_task(self._ask(name))
+            task.add_done_callback(lambda done: self._settle(name, done))
+        return await asyncio.shield(task)
+
+    def _settle(self, name: str, done: asyncio.Task[Artifact]) -> None:
+        del self._asking[name]
+        if not done.cancelled():
+            done.exception()
+
+    async def _ask(self, name: str) -> Artifact:
+        try:
+            artifact = await self._registry.resolve(name, timeout_s=self._timeout_s)
+        except NotFound as error:
+            self._known.pop(name, None)
+            raise NotFound(
+                f"no model {name!r} is known; ListModels lists what is served",
+                reason="MODEL_NOT_FOUND",
+                fields=[FieldViolation("generation.model", "names no alias and no artifact of the store")],
+            ) from error
+        except (Unavailable, DeadlineExceeded) as error:
+            return self._remembered(name, error)
+        self._remember(name, artifact)
+        return artifact
+
+    def _remembered(self, name: str, error: TreadleError) -> Artifact:
+        known = self._known.get(name)
+        if known is None:
+            raise Unavailable(
+                "the registry is away, and the model is not known yet; try again",
+                reason="REGISTRY_UNAVAILABLE",
+                retry_after_s=1.0,
+            ) from error
+        # Not to ask, and wait, for every request while it is away.
+        self._remember(name, known[1])
+        return known[1]
+
+    def _remember(self, name: str, artifact: Artifact) -> None:
+        self._known[name] = (time.monotonic() + ARTIFACT_FRESH_S, artifact)
+        self._known.move_to_end(name)
+        while len(self._known) > MAX_CACHED:
+            self._known.popitem(last=False)
+
+    async def close(self) -> None:
+        """Ends what is still being asked."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Models:
+    """Which model answers a request."""
+
+    def __init__(self, artifacts: ArtifactCache, read_loaded: Callable[[], Awaitable[list[Loaded]]]) -> None:
+        """`read_loaded` gives every living worker's profiles; it raises Unavailable."""
+        self._artifacts = artifacts
+        self._read_loaded = read_loaded
+        self._loaded: list[Loaded] = []
+        self._loaded_until = 0.0
+        self._reading = asyncio.Lock()
+
+    async def find(self, name: str, profile: str = "") -> ServedModel:
+        """The model that will answer.
+
+        Raises NotFound for an unknown name, Unavailable (MODEL_NOT_SERVED) where nobody has it ready, and
+        FailedPrecondition (PROFILE_NOT_SERVED) where others of its profiles are served, but not `profile`.
+        """
+        artifact = await self._artifacts.resolve(name)
+        loaded = [one for one in await self.loaded() if one.serves(artifact)]
+        ready = [one for one in loaded if one.ready]
+        if profile:
+            ready = _of_profile(name, profile, loaded)
+        if not ready:
+            raise Unavailable(
+                f"no worker has model {name!r} ready; try again, or start one that serves it",
+                reason="MODEL_NOT_SERVED",
+                retry_after_s=NOT_SERVED_RETRY_S,
+            )
+        names = [one.profile for one in ready]
+        chosen = max(sorted(set(names)), key=names.count)
+        return _served(artifact, [one for one in ready if one.profile == chosen])
+
+    async def loaded(self) -> list[Loaded]:
+        """Every living worker's profiles, at most READY_FRESH_S old."""
+        async with self._reading:
+            if time.monotonic() >= self._loaded_until:
+                self._loaded = await self._read_loaded()
+                self._loaded_until = time.monotonic() + READY_FRESH_S
+            return self._loaded
+
+
+def _of_profile(name: str, profile: str, loaded: Sequence[Loaded]) -> list[Loaded]:
+    if loaded and profile not in {one.profile for one in loaded}:
+        served = ", ".join(sorted({one.profile for one in loaded}))
+        raise FailedPrecondition(
+            f"model {name!r} is served as {served}, not as {profile!r}; name one of these, or none",
+            reason="PROFILE_NOT_SERVED",
+            fields=[FieldViolation("generation.profile", f"must be one of {served}, or empty")],
+        )
+    return [one for one in loaded if one.profile == profile and one.ready]
+
+
+def _served(artifact: Artifact, workers: Sequence[Loaded]) -> ServedModel:
+    return ServedModel(
+        artifact=artifact,
+        profile=workers[0].profile,
+        max_model_len=_bound([artifact.context_length, *(worker.max_model_len for worker in workers)]),
+        vocab_size=_bound([artifact.vocab_size, *(worker.vocab_size for worker in workers)]),
+        ready_workers=len(workers),
+    )

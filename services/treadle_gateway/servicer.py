@@ -1,0 +1,165 @@
+"""The gateway over gRPC: convert, call, convert back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from treadle.api.inference.v1 import inference_pb2 as pb
+from treadle.api.inference.v1 import inference_pb2_grpc
+from treadle.errors import InvalidArgument, TreadleError, Unimplemented
+from treadle_gateway.batch import Batch
+from treadle_gateway.convert import ResponseBuilder, to_chunk, to_generation, to_served_model, to_status
+from treadle_gateway.inference import Inference
+from treadle_gateway.run import Run
+
+logger = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Undecodable:
+    """Stands in a batch for a message that is none."""
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves InferenceService; the encoder tasks answer UNIMPLEMENTED."""
+
+    def __init__(self, inference: Inference, *, max_batch_in_flight: int) -> None:
+        self._inference = inference
+        self._max_batch_in_flight = max_batch_in_flight
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
+        """The whole answer at once."""
+        run = self._inference.run(to_generation(request.generation), context.time_remaining())
+        _when_over(context, run.leave)
+        return await _collect(run)
+
+    async def GenerateStream(  # noqa: N802
+        self, request: pb.GenerateStreamRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        """The answer chunk by chunk."""
+        run = self._inference.run(to_generation(request.generation), context.time_remaining())
+        _when_over(context, run.leave)
+        async for chunk in run.chunks():
+            yield pb.GenerateStreamResponse(chunk=to_chunk(chunk, run.request))
+
+    async def Attach(  # noqa: N802
+        self, request: pb.AttachRequest, context: Context
+    ) -> AsyncIterator[pb.AttachResponse]:
+        """The rest of an answer."""
+        attachment = self._inference.attach(
+            request.tenant, request.request_id, request.cursor, context.time_remaining()
+        )
+        _when_over(context, attachment.leave)
+        async for chunk in attachment.chunks():
+            yield pb.AttachResponse(chunk=to_chunk(chunk, attachment.request))
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
+        """Ends a request."""
+        return pb.CancelResponse(cancelled=await self._inference.cancel(request.tenant, request.request_id))
+
+    async def BatchGenerate(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.BatchGenerateRequest | Undecodable], context: Context
+    ) -> AsyncIterator[pb.BatchGenerateResponse]:
+        """Answers as they are ready."""
+        answer = partial(self._answer_item, context)
+        batch = Batch(aiter(request_iterator), answer, limit=self._max_batch_in_flight)
+        _when_over(context, batch.close)
+        async for response in batch.answers():
+            yield response
+
+    async def _answer_item(
+        self, context: Context, index: int, item: pb.BatchGenerateRequest | Undecodable
+    ) -> pb.BatchGenerateResponse:
+        """An item's answer; whatever is wrong with it is wrong with it alone."""
+        request_id = "" if isinstance(item, Undecodable) else item.generation.request_id
+        try:
+            run = self._inference.run(to_generation(_decoded(item).generation), context.time_remaining())
+            request_id = run.request.request_id
+            return pb.BatchGenerateResponse(request_id=request_id, index=index, response=await _collect(run))
+        except Exception as error:
+            if not isinstance(error, TreadleError):
+                logger.exception("an item of a batch failed", extra={"request_id": request_id})
+            return pb.BatchGenerateResponse(request_id=request_id, index=index, error=to_status(error))
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
+        """Not served yet."""
+        raise _unserved("Embed")
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
+        """Not served yet."""
+        raise _unserved("Classify")
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+        """Not served yet."""
+        raise _unserved("Score")
+
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:  # noqa: N802
+        """Not served yet."""
+        raise _unserved("Rerank")
+
+    async def Tag(self, request: pb.TagRequest, context: Context) -> pb.TagResponse:  # noqa: N802
+        """Not served yet."""
+        raise _unserved("Tag")
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+        """What can be asked for now."""
+        lines, token = await self._inference.list_models(request.page_size, request.page_token)
+        return pb.ListModelsResponse(models=map(to_served_model, lines), next_page_token=token)
+
+
+def _when_over(context: Context, leave: Callable[[], None]) -> None:
+    """Calls `leave` when the call is over: a handler that waits for a slow client is not told of its end."""
+
+    def done(_: object) -> None:
+        leave()
+
+    callback: Any = done
+    context.add_done_callback(callback)
+
+
+def _unserved(method: str) -> Unimplemented:
+    return Unimplemented(f"{method} is in the contract, but the suite has no code for it yet")
+
+
+async def _collect(run: Run) -> pb.GenerateResponse:
+    builder = ResponseBuilder()
+    async for chunk in run.chunks():
+        builder.add(chunk)
+    return builder.build()
+
+
+def _decoded(item: pb.BatchGenerateRequest | Undecodable) -> pb.BatchGenerateRequest:
+    if isinstance(item, Undecodable):
+        raise InvalidArgument(
+            "the message cannot be decoded; send a BatchGenerateRequest, with valid UTF-8",
+            reason="MALFORMED_MESSAGE",
+        )
+    return item
+
+
+def _decode_item(data: bytes) -> pb.BatchGenerateRequest | Undecodable:
+    try:
+        return pb.BatchGenerateRequest.FromString(data)
+    except DecodeError:
+        return Undecodable()
+
+
+def add_to_server(servicer: InferenceServicer, server: grpc.aio.Server) -> None:
+    """Adds the service; a batch's undecodable item must reach its handler, not end the whole call."""
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
+    batch = grpc.stream_stream_rpc_method_handler(
+        servicer.BatchGenerate,
+        request_deserializer=_decode_item,
+        response_serializer=pb.BatchGenerateResponse.SerializeToString,
+    )
+    # The later registration of a method takes the earlier one's place.
+    server.add_registered_method_handlers(SERVICE, {"BatchGenerate": batch})
