@@ -74,7 +74,7 @@ class BlockManager:
 
     def can_append(self, sequence: Sequence) -> bool:
         """Whether there are blocks for the tokens that the sequence got since it was allocated."""
-        return self.num_blocks_for(sequence.num_tokens) - len(sequence.block_table) <= len(self._free)
+        return self._num_missing(sequence) <= len(self._free)
 
     def append(self, sequence: Sequence) -> None:
         """Gives the sequence blocks for the tokens that it got since it was allocated."""
@@ -88,7 +88,8 @@ class BlockManager:
         """
         if not self.enable_prefix_caching:
             return
-        for index in range(sequence.num_committed_blocks, sequence.num_computed_tokens // self.block_size):
+        first, end = sequence.num_committed_blocks, sequence.num_computed_tokens // self.block_size
+        for index in range(first, end):
             block, name = sequence.block_table[index], self._block_hash(sequence, index)
             if name not in self._block_of:
                 self._block_of[name] = block
@@ -110,8 +111,11 @@ class BlockManager:
         sequence.num_computed_tokens = 0
         sequence.num_committed_blocks = 0
 
+    def _num_missing(self, sequence: Sequence) -> int:
+        return -(-len(sequence.token_ids) // self.block_size) - len(sequence.block_table)
+
     def _grow(self, sequence: Sequence) -> None:
-        for _ in range(self.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)):
+        for _ in range(self._num_missing(sequence)):
             block, _ = self._free.popitem(last=False)
             if (name := self._hash_of[block]) is not None:
                 del self._block_of[name]

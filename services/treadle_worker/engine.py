@@ -157,10 +157,11 @@ class Engine:
         return _output(sequence, sample, reason)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        params, num_output_tokens = sequence.sampling, sequence.num_output_tokens
+        params, num_tokens = sequence.sampling, len(sequence.token_ids)
+        num_output_tokens = num_tokens - sequence.num_prompt_tokens
         if num_output_tokens > params.min_new_tokens and sequence.token_ids[-1] in params.stop_token_ids:
             return "stop_token"
-        if num_output_tokens >= params.max_new_tokens or sequence.num_tokens >= self.max_model_len:
+        if num_output_tokens >= params.max_new_tokens or num_tokens >= self.max_model_len:
             return "length"
         return None
 

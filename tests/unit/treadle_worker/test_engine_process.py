@@ -1,0 +1,127 @@
+"""The engine process's loop in a thread, around a mock engine; the client against real processes is in
+tests/golden, where there is a model."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from treadle_worker import engine_process
+from treadle_worker.config import EngineConfig
+from treadle_worker.engine_protocol import (
+    AbortRequest,
+    AddRequest,
+    EngineCommands,
+    EngineEvent,
+    EngineStart,
+    EngineStats,
+    Loading,
+    Ready,
+    SamplingParams,
+    Shutdown,
+    StepOutputs,
+)
+from treadle_worker.framing import FrameSocket
+
+
+class MockEngine:
+    """Counts steps; has work until it has made `budget` of them."""
+
+    max_model_len = 100
+    vocab_size = 10
+    scheduler = SimpleNamespace(block_manager=SimpleNamespace(num_blocks=4, block_size=8), max_num_seqs=2)
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.left = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.left > 0
+
+    def add_request(self, request: AddRequest) -> None:
+        self.commands.append(request.request_id)
+        self.left = 5
+
+    def abort(self, request_id: str) -> None:
+        self.commands.append(f"-{request_id}")
+
+    def step(self) -> StepOutputs:
+        if not self.commands:
+            raise RuntimeError("a step without a reason")
+        self.left = max(0, self.left - 1)
+        return StepOutputs(outputs=[], stats=EngineStats(num_steps=5 - self.left))
+
+
+@pytest.fixture
+def engine() -> MockEngine:
+    return MockEngine()
+
+
+@pytest.fixture
+def served(engine: MockEngine, monkeypatch) -> Iterator[tuple[FrameSocket, threading.Thread]]:
+    """Our end of the channel of a process that is just started, loading for a while."""
+
+    def load(start: EngineStart) -> MockEngine:
+        time.sleep(0.25)
+        return engine
+
+    monkeypatch.setattr(engine_process, "load_engine", load)
+    monkeypatch.setattr(engine_process, "LOADING_INTERVAL_S", 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        thread = threading.Thread(target=engine_process.serve, args=(FrameSocket(theirs),), daemon=True)
+        thread.start()
+        yield FrameSocket(ours), thread
+
+
+def say(frames: FrameSocket, *commands: AddRequest | AbortRequest | Shutdown) -> None:
+    frames.send(msgspec.msgpack.encode(EngineCommands(commands=list(commands))))
+
+
+def events(frames: FrameSocket, count: int) -> list[EngineEvent]:
+    got: list[EngineEvent] = []
+    while len(got) < count:
+        got += [msgspec.msgpack.decode(frame, type=EngineEvent) for frame in frames.receive(None)]
+    return got
+
+
+def add(request_id: str) -> AddRequest:
+    return AddRequest(request_id=request_id, prompt_token_ids=[1], sampling=SamplingParams(max_new_tokens=1))
+
+
+def test_it_loads_serves_and_shuts_down(served, engine):
+    frames, thread = served
+    start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
+    frames.send(msgspec.msgpack.encode(start))
+    said: list[EngineEvent] = []
+    while not (said and isinstance(said[-1], Ready)):
+        said += events(frames, 1)
+    assert len(said) >= 3
+    assert all(isinstance(event, Loading) for event in said[:-1])
+    assert (said[-1].num_blocks, said[-1].vocab_size) == (4, 10)
+    say(frames, add("a"), add("b"), AbortRequest(request_id="a"))
+    steps = events(frames, 5)
+    assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
+    assert engine.commands == ["a", "b", "-a"]
+    say(frames, AbortRequest(request_id="b"))
+    assert isinstance(events(frames, 1)[0], StepOutputs), "the gauges of an engine with nothing left to do"
+    say(frames, Shutdown())
+    thread.join(timeout=20)
+    assert not thread.is_alive()
+
+
+def test_commands_that_came_while_it_loaded_are_kept(served, engine):
+    frames, thread = served
+    start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
+    frames.send(msgspec.msgpack.encode(start))
+    say(frames, add("early"))
+    say(frames, Shutdown())
+    thread.join(timeout=20)
+    assert engine.commands == ["early"]
