@@ -199,12 +199,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The named special tokens; a token is a string or an object with the string as its content."""
-    named = {name: config.get(name) for name in _NAMED_SPECIAL_TOKENS}
-    extra = config.get("extra_special_tokens")
-    if isinstance(extra, dict):
-        named.update(extra)
     found = {}
-    for name, value in named.items():
+    for name in _NAMED_SPECIAL_TOKENS:
+        value = config.get(name)
         content = value.get("content") if isinstance(value, dict) else value
         if isinstance(content, str):
             found[name] = content
