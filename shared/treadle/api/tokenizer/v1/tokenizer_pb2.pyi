@@ -70,20 +70,26 @@ class Truncation(_message.Message):
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     SIDE_FIELD_NUMBER: _builtins.int
     STRIDE_FIELD_NUMBER: _builtins.int
+    RETURN_OVERFLOWING_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
     side: Global___TruncationSide.ValueType
     stride: _builtins.int
     """Tokens that overflowing windows share."""
+    return_overflowing: _builtins.bool
+    """Also give what was cut off, as further windows after the first one of
+    their input. Single texts only.
+    """
     def __init__(
         self,
         *,
         max_length: _builtins.int = ...,
         side: Global___TruncationSide.ValueType = ...,
         stride: _builtins.int = ...,
+        return_overflowing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_length", b"max_length", "side", b"side", "stride", b"stride"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_length", b"max_length", "return_overflowing", b"return_overflowing", "side", b"side", "stride", b"stride"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,7 +180,9 @@ class EncodeResponse(_message.Message):
     tokenizer_digest: _builtins.str
     @_builtins.property
     def encodings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Encoding]:
-        """In the order of the inputs."""
+        """In the order of the inputs; one an input, or all its windows where they
+        were asked for.
+        """
 
     def __init__(
         self,
@@ -199,6 +207,9 @@ class Encoding(_message.Message):
     OFFSETS_FIELD_NUMBER: _builtins.int
     TYPE_IDS_FIELD_NUMBER: _builtins.int
     ATTENTION_MASK_FIELD_NUMBER: _builtins.int
+    INPUT_INDEX_FIELD_NUMBER: _builtins.int
+    input_index: _builtins.int
+    """The index of the input that this is an encoding of."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -216,10 +227,11 @@ class Encoding(_message.Message):
         offsets: _abc.Iterable[Global___Offset] | None = ...,
         type_ids: _abc.Iterable[_builtins.int] | None = ...,
         attention_mask: _abc.Iterable[_builtins.int] | None = ...,
+        input_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_mask", b"attention_mask", "ids", b"ids", "offsets", b"offsets", "type_ids", b"type_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_mask", b"attention_mask", "ids", b"ids", "input_index", b"input_index", "offsets", b"offsets", "type_ids", b"type_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
