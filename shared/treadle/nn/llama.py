@@ -75,7 +75,8 @@ class LlamaLayer(nn.Module):
     def forward(self, hidden_TE: Tensor, cos: Tensor, sin: Tensor, attend: Attention) -> Tensor:
         """[T, E] to [T, E]."""
         hidden_TE = hidden_TE + self.self_attn(self.input_layernorm(hidden_TE), cos, sin, attend)
-        return hidden_TE + self.mlp(self.post_attention_layernorm(hidden_TE))
+        added: Tensor = hidden_TE + self.mlp(self.post_attention_layernorm(hidden_TE))
+        return added
 
 
 class LlamaAttention(nn.Module):

@@ -83,7 +83,7 @@ def _read(
                     raise DataLoss(f"{path.name} has an unexpected tensor {name}", reason="UNEXPECTED_TENSOR")
                 if tuple(tensor.shape) != shape:
                     raise DataLoss(
-                        f"{path.name}: {name} has shape {list(tensor.shape)}; config.json asks for {list(shape)}",
+                        f"{path.name}: {name} is {list(tensor.shape)}; config.json asks for {list(shape)}",
                         reason="TENSOR_SHAPE",
                     )
                 state[name] = tensor.to(device=device, dtype=dtype)

@@ -1,0 +1,49 @@
+"""Runs the model over one step's chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from treadle.nn.llama import LlamaForCausalLM
+from treadle.nn.loader import load_model
+from treadle_worker.batch import ScheduledChunk
+from treadle_worker.kv_cache import KVCache
+from treadle_worker.paged_attention import PagedAttention
+
+__all__ = ["ModelRunner", "load_model"]
+
+
+class ModelRunner:
+    """A model and its cache. A step's tokens go through the layers as one flat batch."""
+
+    def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
+        self.model, self.cache = model, cache
+
+    @torch.inference_mode()
+    def run(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
+        """Float32 logits [chunks that want them, vocabulary], of each one's last token.
+
+        Writes the keys and values of every token into the cache.
+        """
+        ends, end = [], 0
+        for chunk in chunks:
+            end += len(chunk.token_ids)
+            if chunk.wants_logits:
+                ends.append(end - 1)
+        hidden_TE = self._hidden(chunks)
+        return self.model.logits(hidden_TE[torch.tensor(ends, dtype=torch.int64, device=hidden_TE.device)])
+
+    @torch.inference_mode()
+    def prompt_logits(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
+        """Float32 logits [tokens, vocabulary] of every token of every chunk."""
+        return self.model.logits(self._hidden(chunks))
+
+    def _hidden(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
+        device = self.cache.keys.device
+        attend = PagedAttention(self.cache, self.model.config, chunks)
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        hidden_TE: Tensor = self.model(torch.tensor(token_ids, device=device), attend.positions_T, attend)
+        return hidden_TE

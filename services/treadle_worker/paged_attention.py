@@ -1,0 +1,207 @@
+"""Attention over the paged cache in plain torch operations, for one step of many sequences.
+
+A query's result has the same bits however the step is put together: alone or in a batch, in one chunk or
+in many, over shuffled blocks. Keys are taken in tiles of one block, which stand at fixed positions; every
+product has fixed inner sizes and rows in multiples of ROWS; the maximum is exact in any order; and the
+sums over tiles are taken one after another, so that tiles that a query does not see add exact zeros.
+
+Only the blocks that a sequence has, and that its window reaches, are read. All single-token chunks of a
+step are one batch of (sequence, tile) pairs; longer chunks go one by one. Everything that depends on the
+step alone is worked out once for all layers.
+
+S: sequences; T: tokens; R: rows of a product; H, K: query and key heads; G = H / K; N: (sequence, tile)
+pairs; B: block size; L: keys of the tiles read; D: size of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from treadle.models.config import ModelConfig
+from treadle_worker.batch import ScheduledChunk
+from treadle_worker.kv_cache import KVCache
+
+ROWS = 8
+_MAX_SCORES = 1 << 22
+"""Elements of the score matrix that are held at once: 16 MiB."""
+
+
+class PagedAttention:
+    """Attention of one step; see `treadle.nn.attention.Attention`."""
+
+    def __init__(self, cache: KVCache, config: ModelConfig, chunks: Sequence[ScheduledChunk]) -> None:
+        self._cache, self._config = cache, config
+        device, size = cache.keys.device, cache.block_size
+        tables = [torch.tensor(chunk.block_table, dtype=torch.int64) for chunk in chunks]
+        positions = [torch.arange(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
+        self.positions_T = torch.cat(positions).to(device)
+        blocks_T = torch.cat([table[place // size] for table, place in zip(tables, positions, strict=True)])
+        self._blocks_T, self._offsets_T = blocks_T.to(device), self.positions_T % size
+        cache.clear(self._blocks_T[self._offsets_T == 0])
+
+        starts = [0]
+        for chunk in chunks:
+            starts.append(starts[-1] + len(chunk.token_ids))
+        spans = list(zip(chunks, tables, starts[:-1], strict=True))
+        decodes = [span for span in spans if len(span[0].token_ids) == 1]
+        prefills = [span for span in spans if len(span[0].token_ids) > 1]
+        self._decodes: dict[int | None, _Decodes] = {}
+        self._prefills: dict[int | None, list[_Prefill]] = {}
+        heads = config.num_attention_heads
+        for window in dict.fromkeys(config.sliding_windows):
+            if decodes:
+                self._decodes[window] = _Decodes.plan(decodes, window, size, device)
+            self._prefills[window] = [
+                piece
+                for chunk, table, start in prefills
+                for piece in _Prefill.plan(chunk, table.to(device), start, window, size, heads)
+            ]
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        """[T, H, D]; writes the layer's keys and values first."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._blocks_T, :, self._offsets_T] = k_TKD
+        values[self._blocks_T, :, self._offsets_T] = v_TKD
+        window = self._config.window(layer)
+        grouped = q_THD.float().unflatten(1, (keys.shape[1], -1)) * q_THD.shape[-1] ** -0.5
+        out = torch.empty_like(grouped)
+        if (decodes := self._decodes.get(window)) is not None:
+            out[decodes.rows] = decodes.attend(grouped[decodes.rows], keys, values)
+        for piece in self._prefills[window]:
+            out[piece.rows] = piece.attend(grouped[piece.rows], keys, values)
+        return out.flatten(1, 2).to(q_THD.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decodes:
+    """One token of each of S sequences. Pairs stand tile by tile, sequences with most tiles first."""
+
+    rows: Tensor
+    """[S] rows of the step, in the order of the pairs."""
+    blocks_N: Tensor
+    sequence_N: Tensor
+    bias_N1B: Tensor
+    """0 where the query sees the key, else minus infinity."""
+    pairs_per_tile: list[int]
+
+    @classmethod
+    def plan(
+        cls,
+        spans: Sequence[tuple[ScheduledChunk, Tensor, int]],
+        window: int | None,
+        size: int,
+        device: torch.device,
+    ) -> _Decodes:
+        first = [_first_tile(chunk.start, window, size) for chunk, _, _ in spans]
+        count = [
+            chunk.start // size + 1 - skipped for (chunk, _, _), skipped in zip(spans, first, strict=True)
+        ]
+        order = sorted(range(len(spans)), key=lambda place: -count[place])
+        pairs_per_tile, sequence, blocks, tile_starts, queries = [], [], [], [], []
+        for tile in range(count[order[0]]):
+            held = 0
+            for rank, place in enumerate(order):
+                if count[place] <= tile:
+                    break
+                chunk = spans[place][0]
+                sequence.append(rank)
+                blocks.append(chunk.block_table[first[place] + tile])
+                tile_starts.append((first[place] + tile) * size)
+                queries.append(chunk.start)
+                held += 1
+            pairs_per_tile.append(held)
+        keys_NB = torch.tensor(tile_starts)[:, None] + torch.arange(size)
+        return cls(
+            rows=torch.tensor([spans[place][2] for place in order], device=device),
+            blocks_N=torch.tensor(blocks, device=device),
+            sequence_N=torch.tensor(sequence, device=device),
+            bias_N1B=_bias(torch.tensor(queries)[:, None], keys_NB, window).unsqueeze(1).to(device),
+            pairs_per_tile=pairs_per_tile,
+        )
+
+    def attend(self, q_SKGD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        S, K, G, D = q_SKGD.shape
+        q_SKRD = F.pad(q_SKGD, (0, 0, 0, -G % ROWS))
+        k_NKBD, v_NKBD = keys[self.blocks_N].float(), values[self.blocks_N].float()
+        scores = torch.bmm(q_SKRD[self.sequence_N].flatten(0, 1), k_NKBD.flatten(0, 1).transpose(1, 2))
+        scores = scores.view(len(self.blocks_N), -1, k_NKBD.shape[2]) + self.bias_N1B  # [N, K R, B]
+        top = self._reduce(scores.amax(-1), torch.maximum)  # [S, K R]
+        weights = torch.exp(scores - top[self.sequence_N].unsqueeze(-1))
+        sums = self._reduce(weights.sum(-1), torch.add)
+        mixed = torch.bmm(weights.view(len(self.blocks_N) * K, -1, weights.shape[-1]), v_NKBD.flatten(0, 1))
+        mixed = self._reduce(mixed.view(len(self.blocks_N), -1, D), torch.add)
+        return (mixed / sums.unsqueeze(-1)).view(S, K, -1, D)[:, :, :G]
+
+    def _reduce(self, parts: Tensor, combine: Callable[..., Tensor]) -> Tensor:
+        """Combines a sequence's tiles in their order: [N, …] to [S, …]."""
+        tiles: Sequence[Tensor] = parts.split(self.pairs_per_tile)
+        total = tiles[0].clone()
+        for tile in tiles[1:]:
+            combine(total[: len(tile)], tile, out=total[: len(tile)])
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """Consecutive tokens of one sequence."""
+
+    rows: slice
+    """Rows of the step."""
+    blocks: Tensor
+    bias_T1L: Tensor
+
+    @classmethod
+    def plan(
+        cls, chunk: ScheduledChunk, table: Tensor, row: int, window: int | None, size: int, heads: int
+    ) -> list[_Prefill]:
+        """Pieces of the chunk whose scores are not too many at once."""
+        end = chunk.start + len(chunk.token_ids)
+        step = max(ROWS, _MAX_SCORES // (heads * (end + size)))
+        pieces = []
+        for begin in range(chunk.start, end, step):
+            stop = min(begin + step, end)
+            first, last = _first_tile(begin, window, size), (stop - 1) // size + 1
+            queries = torch.arange(begin, stop, device=table.device)
+            keys = torch.arange(first * size, last * size, device=table.device)
+            bias = _bias(queries[:, None], keys, window).unsqueeze(1)
+            offset = row + begin - chunk.start
+            pieces.append(cls(slice(offset, offset + stop - begin), table[first:last], bias))
+        return pieces
+
+    def attend(self, q_TKGD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        T, K, G, D = q_TKGD.shape
+        q_KRD = F.pad(q_TKGD.transpose(0, 1).flatten(1, 2), (0, 0, 0, -(T * G) % ROWS))
+        k_KLD = keys[self.blocks].float().transpose(0, 1).flatten(1, 2)
+        v_KLD = values[self.blocks].float().transpose(0, 1).flatten(1, 2)
+        scores = torch.bmm(q_KRD, k_KLD.transpose(1, 2))[:, : T * G]
+        scores = scores.unflatten(1, (T, G)) + self.bias_T1L  # [K, T, G, L]
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True)).flatten(1, 2)
+        tiles, size = len(self.blocks), keys.shape[2]
+        sums_nKR = weights.unflatten(2, (tiles, size)).sum(-1).movedim(2, 0)
+        weights = F.pad(weights, (0, 0, 0, -(T * G) % ROWS))
+        mixed = torch.bmm(weights[:, :, :size], v_KLD[:, :size])
+        sums = sums_nKR[0].clone()
+        for tile in range(1, tiles):
+            place = slice(tile * size, (tile + 1) * size)
+            mixed += torch.bmm(weights[:, :, place], v_KLD[:, place])
+            sums += sums_nKR[tile]
+        out_TKGD: Tensor = (mixed[:, : T * G] / sums.unsqueeze(-1)).unflatten(1, (T, G)).transpose(0, 1)
+        return out_TKGD
+
+
+def _first_tile(query: int, window: int | None, size: int) -> int:
+    """The first tile that holds a key which the query sees."""
+    return 0 if window is None else max(0, query - window + 1) // size
+
+
+def _bias(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Float32, broadcast: 0 where query and key positions may meet, else minus infinity."""
+    hidden = keys > queries
+    if window is not None:
+        hidden = hidden | (keys <= queries - window)
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))

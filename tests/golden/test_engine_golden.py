@@ -1,0 +1,203 @@
+"""A request's tokens and log-probabilities have the same bits however the engine comes to them.
+
+Batched = alone, chunked = whole, cached = fresh, preempted = undisturbed, over the real model runner; each
+test shows that what it is about took place.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from treadle_worker.block_manager import BlockManager
+from treadle_worker.engine import Engine
+from treadle_worker.engine_protocol import AddRequest, EngineStats, SamplingParams, TokenLogprobs
+from treadle_worker.kv_cache import KVCache
+from treadle_worker.model_runner import ModelRunner, load_model
+from treadle_worker.sampler import Sampler
+from treadle_worker.scheduler import Scheduler
+
+BLOCK_SIZE = 16
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Answer:
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model, and how long its prompts and answers are here."""
+
+    runner_model: torch.nn.Module
+    dtype: torch.dtype
+    vocab_size: int
+    max_prompt: int
+    max_new_tokens: int
+
+    def engine(
+        self, *, num_blocks: int = 128, max_num_seqs: int = 16, budget: int = 1024, caching: bool = False
+    ) -> Engine:
+        config = self.runner_model.config
+        cache = KVCache(num_blocks, BLOCK_SIZE, config, self.dtype, CPU)
+        for tensor in (cache.keys, cache.values):
+            tensor.fill_(torch.nan)  # what an earlier owner left must not matter
+        return Engine(
+            ModelRunner(self.runner_model, cache),
+            Scheduler(
+                BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=caching),
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=budget,
+            ),
+            Sampler(),
+            vocab_size=config.vocab_size,
+            max_model_len=512,
+        )
+
+    def requests(self, count: int, seed: int) -> list[AddRequest]:
+        """Random lengths and parameters; some begin alike."""
+        rng = random.Random(seed)
+        shared = rng.choices(range(2, self.vocab_size), k=self.max_prompt)
+        requests = []
+        for index in range(count):
+            length = rng.randint(1, self.max_prompt)
+            common = rng.choice([0, rng.randrange(length)])
+            prompt = shared[:common] + rng.choices(range(2, self.vocab_size), k=length - common)
+            sampling = SamplingParams(
+                temperature=rng.choice([0.0, 0.7, 1.0]),
+                top_k=rng.choice([0, 20]),
+                top_p=rng.choice([1.0, 0.9]),
+                seed=rng.getrandbits(64),
+                repetition_penalty=rng.choice([1.0, 1.1]),
+                frequency_penalty=rng.choice([0.0, 0.2]),
+                max_new_tokens=rng.randint(2, self.max_new_tokens),
+                logprobs=rng.choice([0, 5]),
+            )
+            requests.append(AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling))
+        return requests
+
+
+def run(engine: Engine, requests: list[AddRequest]) -> dict[str, Answer]:
+    """Every request's whole answer."""
+    for request in requests:
+        engine.add_request(request)
+    answers = {request.request_id: Answer([], [], 0) for request in requests}
+    while engine.has_work:
+        for output in engine.step().outputs:
+            assert output.error == ""
+            said = answers[output.request_id]
+            answers[output.request_id] = Answer(
+                said.token_ids + output.token_ids,
+                said.logprobs + (output.logprobs or []),
+                output.num_cached_tokens,
+            )
+    for request in requests:
+        assert len(answers[request.request_id].token_ids) == request.sampling.max_new_tokens
+    return answers
+
+
+def check_equal(answers: dict[str, Answer], alone: dict[str, Answer]) -> None:
+    """Tokens and log-probabilities, bit for bit."""
+    assert answers.keys() == alone.keys()
+    for request_id, answer in answers.items():
+        assert answer.token_ids == alone[request_id].token_ids
+        assert answer.logprobs == alone[request_id].logprobs
+
+
+@pytest.fixture(scope="module", params=["tiny-float32", "tiny-bfloat16", "smollm2-bfloat16"])
+def model(request: pytest.FixtureRequest) -> Model:
+    name, dtype_name = request.param.split("-")
+    folder: Path = request.getfixturevalue(f"{'tiny_llama' if name == 'tiny' else name}_folder")
+    dtype = getattr(torch, dtype_name)
+    loaded = load_model(folder, dtype, CPU)
+    long, new = (200, 24) if name == "tiny" else (100, 8)
+    return Model(loaded, dtype, loaded.config.vocab_size, long, new)
+
+
+@pytest.fixture(scope="module")
+def requests(model: Model) -> list[AddRequest]:
+    return model.requests(12, seed=1)
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model, requests: list[AddRequest]) -> dict[str, Answer]:
+    """Each request in an engine that has nothing else to do, its prompt in one piece."""
+    return {r.request_id: run(model.engine(max_num_seqs=1), [r])[r.request_id] for r in requests}
+
+
+def test_batched_is_alone(model, requests, alone):
+    engine = model.engine()
+    check_equal(run(engine, requests), alone)
+    stats = engine.stats()
+    steps_alone = sum(request.sampling.max_new_tokens for request in requests)
+    print(f"{stats.num_steps} steps instead of {steps_alone}")
+    assert stats.num_steps < steps_alone / 2
+    assert len({tuple(answer.token_ids) for answer in alone.values()}) == len(requests)
+
+
+def test_chunked_is_whole(model, requests, alone):
+    engine = model.engine(budget=23)
+    check_equal(run(engine, requests), alone)
+    chunks = engine.stats().num_chunked_prefills
+    print(f"{chunks} chunks that did not end their prompt")
+    assert chunks > 10
+
+
+def test_cached_is_fresh(model, requests, alone):
+    engine = model.engine(caching=True, num_blocks=256)
+    check_equal(run(engine, requests), alone)
+    first = engine.stats().prefix_cache_hits
+    again = run(engine, requests)
+    check_equal(again, alone)
+    hits = engine.stats().prefix_cache_hits - first
+    print(f"{first} prompt tokens found among the requests, {hits} when they came again")
+    assert hits > 0
+    for request in requests:
+        whole_blocks = (len(request.prompt_token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE
+        assert again[request.request_id].num_cached_tokens == whole_blocks
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_preempted_is_undisturbed(model, requests, alone, caching):
+    """A cache that holds a few of them at once, and chunks too."""
+    num_blocks = 2 + 2 * -(-(model.max_prompt + model.max_new_tokens) // BLOCK_SIZE)
+    engine = model.engine(num_blocks=num_blocks, budget=48, caching=caching)
+    check_equal(run(engine, requests), alone)
+    stats: EngineStats = engine.stats()
+    print(f"{stats.num_preemptions} preemptions, {stats.num_chunked_prefills} chunks")
+    assert stats.num_preemptions > 0
+    assert stats.num_chunked_prefills > 0
+    assert stats.num_free_blocks == num_blocks
+
+
+def test_resumed_is_uninterrupted(model, requests, alone):
+    """With the first tokens given as delivered, the rest is what it would have been."""
+    resumed = []
+    for request in requests:
+        said = alone[request.request_id].token_ids
+        resumed.append(
+            AddRequest(
+                request_id=request.request_id,
+                prompt_token_ids=request.prompt_token_ids,
+                output_token_ids=said[: len(said) // 2],
+                sampling=request.sampling,
+            )
+        )
+    engine = model.engine()
+    for request in resumed:
+        engine.add_request(request)
+    rest: dict[str, list[int]] = {request.request_id: [] for request in resumed}
+    while engine.has_work:
+        for output in engine.step().outputs:
+            rest[output.request_id] += output.token_ids
+    for request in resumed:
+        assert request.output_token_ids + rest[request.request_id] == alone[request.request_id].token_ids
+    print(f"{sum(len(request.output_token_ids) for request in resumed)} delivered tokens")
+    assert all(rest.values())
