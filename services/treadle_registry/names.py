@@ -1,0 +1,90 @@
+"""What may be a name, a digest or a path here: one strict pattern each, and no way out of a folder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from treadle.errors import InvalidArgument, invalid_field
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_ALIAS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+
+MAX_PATH = 4096
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is "sha256:" and 64 lower-case hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def check_digest(text: str, field: str) -> str:
+    """The digest; raises InvalidArgument that names `field`."""
+    if not is_digest(text):
+        raise invalid_field(field, f'must be "sha256:" and 64 hexadecimal digits; got {text[:100]!r}')
+    return text
+
+
+def check_alias(text: str, field: str) -> str:
+    """The alias; raises InvalidArgument that names `field`."""
+    if not _ALIAS.fullmatch(text):
+        raise invalid_field(
+            field,
+            "must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first and last; "
+            f"got {text[:100]!r}",
+        )
+    return text
+
+
+def is_file_name(name: str) -> bool:
+    """Whether it is a plain file name that the store takes."""
+    return _FILE.fullmatch(name) is not None
+
+
+def check_file_name(name: str, where: str) -> str:
+    """A plain file name out of an untrusted list; raises InvalidArgument (PATH_OUTSIDE) that names `where`."""
+    if not is_file_name(name):
+        raise InvalidArgument(
+            f"{where} names the file {name[:100]!r}; file names here are letters, digits, '.', '_' and '-'",
+            reason="PATH_OUTSIDE",
+        )
+    return name
+
+
+def file_inside(folder: Path, name: str) -> Path:
+    """The regular file `name` directly in `folder`, links followed.
+
+    Raises InvalidArgument: MISSING_FILE when it is not there, PATH_OUTSIDE when a link leads out.
+    """
+    check_file_name(name, folder.name)
+    path = folder / name
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise InvalidArgument(
+            f"{path} is missing; the folder must hold {name}", reason="MISSING_FILE"
+        ) from error
+    if real.parent != folder.resolve():
+        raise InvalidArgument(
+            f"{path} is a link that leaves its folder (to {real}); import a copy without links (cp -rL)",
+            reason="PATH_OUTSIDE",
+        )
+    if not real.is_file():
+        raise InvalidArgument(f"{path} is not a regular file", reason="MISSING_FILE")
+    return real
+
+
+def source_path(text: str, field: str) -> Path:
+    """An absolute path on this machine, links followed; raises InvalidArgument that names `field`."""
+    if not text or "\0" in text or len(text) > MAX_PATH:
+        raise invalid_field(field, f"must be an absolute path of at most {MAX_PATH} characters")
+    path = Path(text)
+    if not path.is_absolute() or ".." in path.parts:
+        raise invalid_field(field, f"must be an absolute path without '..'; got {text[:200]!r}")
+    try:
+        return path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise invalid_field(
+            field, f"{text[:200]} does not exist on the registry's machine", reason="SOURCE_NOT_FOUND"
+        ) from error

@@ -1,0 +1,161 @@
+"""Reads a safetensors header strictly, and writes the format tensor by tensor as the bytes come.
+
+The format: eight bytes of header length, little-endian; a JSON object of name to dtype, shape and
+[begin, end) offsets, padded with spaces; then the data. https://github.com/huggingface/safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from treadle.errors import InvalidArgument
+
+_MAX_HEADER = 100 << 20
+_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's type, shape, and place in its file in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file; raises InvalidArgument (CORRUPT_WEIGHTS) that names it."""
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if total < 8 or length > min(_MAX_HEADER, total - 8):
+            raise _corrupt(path, f"its header claims {length} bytes and the file has {total}")
+        text = file.read(length)
+    try:
+        raw = json.loads(text, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"its header is not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise _corrupt(path, "its header is not an object")
+    raw.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {name: _entry(path, name, entry, start) for name, entry in raw.items()}
+    _check_cover(path, tensors, start, total)
+    return tensors
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
+
+
+def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
+    try:
+        if not isinstance(entry, dict):
+            raise TypeError
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise _corrupt(
+            path, f"its entry for {name[:100]!r} is not a dtype, a shape and two offsets"
+        ) from None
+    if dtype not in _BYTES:
+        raise _corrupt(path, f"the tensor {name[:100]!r} has the unknown dtype {dtype!r}")
+    if math.prod(shape) * _BYTES[dtype] != end - begin:
+        raise _corrupt(path, f"the tensor {name[:100]!r} of shape {shape} in {dtype} has {end - begin} bytes")
+    return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
+
+
+def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], start: int, total: int) -> None:
+    """The tensors lie one after another without a hole or an overlap up to the file's end."""
+    at = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if tensor.offset != at:
+            raise _corrupt(path, f"the tensor {name[:100]!r} begins at {tensor.offset} where {at} is due")
+        at += tensor.size
+    if at != total:
+        raise _corrupt(path, f"its tensors end at byte {at}, the file at {total}; it may be truncated")
+
+
+def _corrupt(path: Path, what: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{path.name} is not a whole safetensors file: {what}; download it again", reason="CORRUPT_WEIGHTS"
+    )
+
+
+def bfloat16_header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """The header of a file of bfloat16 tensors that follow in the order of `shapes`."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+TensorDigests = dict[str, tuple[str, tuple[int, ...], str]]
+"""(dtype, shape, digest of the bytes) by name."""
+
+
+def write_bfloat16(
+    write: Callable[[bytes | memoryview], None],
+    shapes: Mapping[str, tuple[int, ...]],
+    slices: Callable[[str], Iterable[memoryview]],
+) -> TensorDigests:
+    """Writes a whole file; `slices(name)` gives a tensor's bytes in order, in pieces of any size."""
+    write(bfloat16_header(shapes))
+    digests: TensorDigests = {}
+    for name, shape in shapes.items():
+        digest, size = hashlib.sha256(), 0
+        for piece in slices(name):
+            digest.update(piece)
+            size += piece.nbytes
+            write(piece)
+        if size != 2 * math.prod(shape):
+            raise AssertionError(f"{name} of shape {shape} was given {size} bytes")
+        digests[name] = ("BF16", shape, f"sha256:{digest.hexdigest()}")
+    return digests
+
+
+def hash_tensors(path: Path, tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, str, int]]:
+    """Name, digest and bytes of each tensor's data, as the file has it."""
+    with path.open("rb") as file:
+        for name, tensor in tensors.items():
+            digest, left = hashlib.sha256(), tensor.size
+            file.seek(tensor.offset)
+            while left:
+                piece = file.read(min(left, 1 << 20))
+                if not piece:
+                    raise _corrupt(path, f"it ends within the tensor {name[:100]!r}")
+                digest.update(piece)
+                left -= len(piece)
+            yield name, f"sha256:{digest.hexdigest()}", tensor.size
