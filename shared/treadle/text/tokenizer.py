@@ -36,6 +36,9 @@ _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Up to here decoding is quicker than giving up the interpreter's lock for it.
 _SHORT = 1024
 
+TextOrPair = str | tuple[str, str]
+"""A text, or two that the tokenizer joins with its special tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class PaddingToken:
@@ -114,20 +117,21 @@ class Tokenizer:
         """The ids of `text`. Special tokens written out in the text become their ids."""
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
-    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """The ids of each text; raises InvalidArgument over `MAX_TEXT_CHARACTERS` in all."""
+    def encode_batch(
+        self, texts: Sequence[TextOrPair], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The ids of each text or pair; raises InvalidArgument over `MAX_TEXT_CHARACTERS` in all."""
         _check_length(texts)
         # encode() would hold the interpreter's lock all the while, the batch form does not.
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-        return [encoding.ids for encoding in encodings]
+        rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [row.ids for row in rows]
 
-    def encode_with_offsets(
-        self, text: str, pair: str | None = None, *, add_special_tokens: bool = True
-    ) -> tokenizers.Encoding:
-        """The library's record of a text or pair: ids, type ids, offsets in code points, sequences."""
-        _check_length((text, pair or ""))
-        row = text if pair is None else (text, pair)
-        return self._backend.encode_batch([row], add_special_tokens=add_special_tokens)[0]
+    def encode_whole(
+        self, texts: Sequence[TextOrPair], *, add_special_tokens: bool = True
+    ) -> list[tokenizers.Encoding]:
+        """The library's records of each: ids, type ids, offsets in code points, sequences."""
+        _check_length(texts)
+        return self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
 
     def num_special_tokens_to_add(self, *, pair: bool = False) -> int:
         """How many special tokens encoding adds to one text, or to a pair."""
@@ -172,8 +176,9 @@ class Tokenizer:
         return None if pad is None else PaddingToken(pad, 0)
 
 
-def _check_length(texts: Sequence[str]) -> None:
-    if (length := sum(map(len, texts))) > MAX_TEXT_CHARACTERS:
+def _check_length(texts: Sequence[TextOrPair]) -> None:
+    length = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
+    if length > MAX_TEXT_CHARACTERS:
         raise InvalidArgument(
             f"{length} characters are too many to encode at once; send at most {MAX_TEXT_CHARACTERS}",
             reason="TEXT_TOO_LONG",

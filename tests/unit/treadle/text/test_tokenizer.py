@@ -66,7 +66,7 @@ def test_special_tokens_are_added_only_when_asked(built_tokenizers: dict[str, To
 
 def test_offsets_are_code_points(tokenizer: Tokenizer) -> None:
     text = "dog 👍🏽 dog"
-    encoding = tokenizer.encode_with_offsets(text, add_special_tokens=False)
+    encoding = tokenizer.encode_whole([text], add_special_tokens=False)[0]
     assert encoding.offsets[-1][1] == len(text) == 10
     assert all(0 <= start <= end <= len(text) for start, end in encoding.offsets)
 
@@ -91,7 +91,7 @@ def test_text_length_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.Monkey
         tokenizer.encode_batch(["a" * 6, "b" * 5])
     assert caught.value.reason == "TEXT_TOO_LONG"
     with pytest.raises(InvalidArgument):
-        tokenizer.encode_with_offsets("a" * 6, "b" * 5)
+        tokenizer.encode_whole([("a" * 6, "b" * 5)])
 
 
 @pytest.mark.parametrize(

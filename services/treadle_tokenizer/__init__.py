@@ -1,0 +1,1 @@
+"""The tokenizer service: text to ids and back, counting, chat templates."""

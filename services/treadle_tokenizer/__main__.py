@@ -1,0 +1,24 @@
+"""`python -m treadle_tokenizer`: the tokenizer as a process."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from treadle.rpc import run_service
+from treadle.telemetry import configure_logging
+from treadle_tokenizer.config import TokenizerConfig
+from treadle_tokenizer.server import serve
+
+
+def main() -> None:
+    """Reads the environment and serves until SIGTERM or SIGINT."""
+    # The library's own threads would be shared by all requests, so that a large one held up the small ones;
+    # it looks at this variable at its first batch.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    configure_logging("tokenizer")
+    run_service(partial(serve, TokenizerConfig()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Messages to plain Python and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from treadle.api.tokenizer.v1 import tokenizer_pb2 as pb
+from treadle.errors import InvalidArgument, invalid_field
+from treadle.rpc.channel import MAX_MESSAGE_BYTES
+from treadle.text.tokenizer import TextOrPair
+from treadle_tokenizer.encoding import EncodeOptions, Padding, Row
+from treadle_tokenizer.models import Model
+from treadle_tokenizer.windows import Truncation
+
+
+def texts(inputs: Iterable[pb.EncodeInput]) -> list[TextOrPair]:
+    """The texts and pairs to encode."""
+    return [(entry.text, entry.pair) if entry.HasField("pair") else entry.text for entry in inputs]
+
+
+def encode_options(request: pb.EncodeRequest) -> EncodeOptions:
+    """The options; raises InvalidArgument for those that contradict each other."""
+    return EncodeOptions(
+        add_special_tokens=request.add_special_tokens if request.HasField("add_special_tokens") else True,
+        truncation=_truncation(request) if request.HasField("truncation") else None,
+        padding=_padding(request.padding) if request.HasField("padding") else None,
+        offsets=request.return_offsets,
+        type_ids=request.return_type_ids,
+        attention_mask=request.return_attention_mask,
+    )
+
+
+def _truncation(request: pb.EncodeRequest) -> Truncation:
+    message = request.truncation
+    if message.max_length < 1:
+        raise invalid_field("truncation.max_length", "must be at least 1")
+    if message.stride and not message.return_overflowing:
+        raise invalid_field(
+            "truncation.stride", "is what windows share; set return_overflowing to get them, or leave it out"
+        )
+    if message.return_overflowing:
+        for index, entry in enumerate(request.inputs):
+            if entry.HasField("pair"):
+                raise invalid_field(
+                    f"inputs[{index}].pair", "windows are of single texts only; leave return_overflowing out"
+                )
+    return Truncation(
+        max_length=message.max_length,
+        left=_is_left(message.side, "truncation.side"),
+        stride=message.stride,
+        return_overflowing=message.return_overflowing,
+    )
+
+
+def _padding(message: pb.Padding) -> Padding:
+    return Padding(
+        length=message.length or None,
+        multiple_of=message.multiple_of or 1,
+        left=_is_left(message.side, "padding.side"),
+    )
+
+
+def _is_left(side: pb.TruncationSide.ValueType, field: str) -> bool:
+    if side not in pb.TruncationSide.values():
+        raise invalid_field(field, f"is no side: {side}")
+    return side == pb.TRUNCATION_SIDE_LEFT
+
+
+def encode_response(model: Model, rows: Iterable[Row]) -> pb.EncodeResponse:
+    """The answer; raises InvalidArgument where it would be larger than a message may be."""
+    response = pb.EncodeResponse(
+        artifact_digest=model.artifact_digest,
+        tokenizer_digest=model.tokenizer.digest,
+        encodings=[
+            pb.Encoding(
+                ids=row.ids,
+                offsets=[pb.Offset(start=start, end=end) for start, end in row.offsets],
+                type_ids=row.type_ids,
+                attention_mask=row.attention_mask,
+                input_index=row.input_index,
+            )
+            for row in rows
+        ],
+    )
+    if (size := response.ByteSize()) > MAX_MESSAGE_BYTES:
+        raise InvalidArgument(
+            f"the answer would have {size} bytes, at most {MAX_MESSAGE_BYTES} can be sent; send fewer inputs",
+            reason="ANSWER_TOO_LARGE",
+        )
+    return response

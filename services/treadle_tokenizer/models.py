@@ -1,0 +1,160 @@
+"""From a model's name to its tokenizer and chat template in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from treadle.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from treadle.text.chat_template import ChatTemplate
+from treadle.text.tokenizer import Tokenizer
+from treadle_tokenizer.load_once import LoadOnce, look_at_error
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What the registry says of a model: its digests, and where its canonical folder lies."""
+
+    digest: str
+    tokenizer_digest: str
+    presentation_digest: str
+    location: str
+
+
+class Registry(Protocol):
+    """Names to artifacts."""
+
+    async def resolve(self, model: str) -> Artifact:
+        """The artifact that an alias or digest means now; raises TreadleError, NotFound among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, ready for text."""
+
+    artifact_digest: str
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+
+
+class Models:
+    """Resolves names through the registry and keeps what it loaded, by digest.
+
+    What the registry said is taken for granted for `resolve_ttl_s`, and longer while the registry is away:
+    then it is asked again after as long. `clock` is monotonic, in seconds.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        resolve_ttl_s: float = 1.0,
+        max_resolved: int = 1024,
+        max_loaded: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._ttl_s = resolve_ttl_s
+        self._max_resolved = max_resolved
+        self._clock = clock
+        self._known: OrderedDict[str, tuple[Artifact, float]] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[Artifact]] = {}
+        self._tokenizers: LoadOnce[str, Tokenizer] = LoadOnce(max_loaded)
+        self._templates: LoadOnce[tuple[str, str], ChatTemplate | None] = LoadOnce(4 * max_loaded)
+
+    @property
+    def num_loads(self) -> int:
+        """Tokenizers that were loaded from disk so far."""
+        return self._tokenizers.num_loads
+
+    async def get(self, model: str) -> Model:
+        """The model behind an alias or digest.
+
+        Raises NotFound, Unavailable where the registry is away and was never asked for it, and
+        FailedPrecondition, reason TOKENIZER_NOT_LOADABLE, where its files cannot be used.
+        """
+        artifact = await self._resolve(model)
+        folder = Path(artifact.location)
+
+        def load_tokenizer() -> Tokenizer:
+            started = time.monotonic()
+            tokenizer = Tokenizer.load(folder, digest=artifact.tokenizer_digest)
+            took = round((time.monotonic() - started) * 1e3)
+            logger.info(
+                "tokenizer loaded",
+                extra={"tokenizer_digest": artifact.tokenizer_digest, "milliseconds": took},
+            )
+            return tokenizer
+
+        tokenizer = await self._tokenizers.get(
+            artifact.tokenizer_digest, lambda: _in_thread(load_tokenizer, artifact)
+        )
+        # Its special tokens are the tokenizer's part, the rest is the presentation's.
+        template = await self._templates.get(
+            (artifact.tokenizer_digest, artifact.presentation_digest),
+            lambda: _in_thread(lambda: ChatTemplate.load(folder, tokenizer.special_tokens), artifact),
+        )
+        return Model(artifact.digest, tokenizer, template)
+
+    async def close(self) -> None:
+        """Calls off what is under way."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tokenizers.close()
+        await self._templates.close()
+
+    async def _resolve(self, model: str) -> Artifact:
+        known = self._known.get(model)
+        if known is not None and self._clock() < known[1]:
+            self._known.move_to_end(model)
+            return known[0]
+        task = self._asking.get(model)
+        if task is None:
+            task = self._asking[model] = asyncio.create_task(self._ask(model))
+            task.add_done_callback(look_at_error)
+        return await asyncio.shield(task)
+
+    async def _ask(self, model: str) -> Artifact:
+        try:
+            artifact = await self._registry.resolve(model)
+        except (Unavailable, DeadlineExceeded) as error:
+            known = self._known.get(model)
+            if known is None:
+                raise Unavailable(
+                    f"the registry is away: {error.message}", reason="REGISTRY_UNAVAILABLE", retry_after_s=1.0
+                ) from error
+            logger.warning("the registry is away; what it said last is used", extra={"model": model})
+            artifact = known[0]
+        except Exception:
+            # It is there and says otherwise now.
+            self._known.pop(model, None)
+            raise
+        finally:
+            del self._asking[model]
+        self._known[model] = (artifact, self._clock() + self._ttl_s)
+        self._known.move_to_end(model)
+        while len(self._known) > self._max_resolved:
+            self._known.popitem(last=False)
+        return artifact
+
+
+async def _in_thread(load: Callable[[], T], artifact: Artifact) -> T:
+    try:
+        return await asyncio.to_thread(load)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"the files of {artifact.digest} cannot be read here: {error.strerror}",
+            reason="TOKENIZER_NOT_LOADABLE",
+        ) from error

@@ -1,0 +1,90 @@
+"""Truncation: which tokens of an encoded text or pair stay.
+
+Done here and not by the library, which keeps the settings in the tokenizer, where concurrent requests would
+see each other's. What stays is what Transformers keeps: special tokens always, and of a pair the longer
+text is cut first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treadle.errors import invalid_field
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """At most `max_length` tokens, special ones included, cut on the right or the left.
+
+    With `return_overflowing`, what was cut off follows in windows of the same length, which have `stride`
+    tokens of the text in common.
+    """
+
+    max_length: int
+    left: bool = False
+    stride: int = 0
+    return_overflowing: bool = False
+
+
+def windows(sequences: Sequence[int | None], truncation: Truncation) -> list[list[int]]:
+    """The positions of the tokens of each window, the first of them the truncated text itself.
+
+    `sequences` says for each token which text it is from, 0 or 1, and None for a special token.
+    Raises InvalidArgument where the special tokens leave no room.
+    """
+    positions = [[at for at, of in enumerate(sequences) if of == text] for text in (0, 1)]
+    lengths = [len(positions[0]), len(positions[1])]
+    num_special = len(sequences) - sum(lengths)
+    room = truncation.max_length - num_special
+    if sum(lengths) <= room:
+        return [list(range(len(sequences)))]
+    if room < 1:
+        raise invalid_field(
+            "truncation.max_length",
+            f"must be more than the {num_special} special tokens; got {truncation.max_length}",
+        )
+    if lengths[1]:
+        shares = _shares(lengths, room)
+        kept = [_cut(positions[text], shares[text], truncation.left) for text in (0, 1)]
+        return [_with_special(sequences, {*kept[0], *kept[1]})]
+    if not truncation.return_overflowing:
+        return [_with_special(sequences, set(_cut(positions[0], room, truncation.left)))]
+    if truncation.stride >= room:
+        raise invalid_field(
+            "truncation.stride",
+            f"must be less than the {room} tokens of the text in a window; got {truncation.stride}",
+        )
+    return [
+        _with_special(sequences, set(positions[0][start:stop]))
+        for start, stop in _spans(lengths[0], room, truncation)
+    ]
+
+
+def _spans(length: int, room: int, truncation: Truncation) -> list[tuple[int, int]]:
+    """[start, stop) of each window; the last one may be shorter."""
+    step = room - truncation.stride
+    spans: list[tuple[int, int]] = []
+    for offset in range(0, length, step):
+        spans.append((offset, min(offset + room, length)))
+        if spans[-1][1] == length:
+            break
+    return [(length - stop, length - start) for start, stop in spans] if truncation.left else spans
+
+
+def _shares(lengths: Sequence[int], room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair stay: the shorter text is left whole as long as possible."""
+    shorter = min(lengths)
+    kept_of_shorter = min(shorter, room // 2)
+    kept_of_longer = room - kept_of_shorter
+    return (
+        (kept_of_shorter, kept_of_longer) if lengths[0] <= lengths[1] else (kept_of_longer, kept_of_shorter)
+    )
+
+
+def _cut(positions: list[int], size: int, left: bool) -> list[int]:
+    return positions[len(positions) - size :] if left else positions[:size]
+
+
+def _with_special(sequences: Sequence[int | None], kept: set[int]) -> list[int]:
+    return [at for at, of in enumerate(sequences) if of is None or at in kept]
