@@ -6,7 +6,7 @@ worker held is found there. Nobody may claim from a consumer that beats; NOBODY 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +129,44 @@ async def take_over(redis: Redis, lane: str, holder: str, consumer: str, count: 
 
 
 @redis_errors
-async def own(redis: Redis, lane: str, consumer: str, *, idle_ms: int, count: int) -> list[Delivery]:
-    """Entries that this consumer has held for `idle_ms` or longer; their idle time starts anew."""
+async def take_stray(
+    redis: Redis, lane: str, consumer: str, known: Collection[str], *, idle_ms: int
+) -> list[Delivery]:
+    """Entries that are this consumer's for `idle_ms` or longer without being `known` to it.
+
+    So it gets those whose delivery it never saw (a connection broke), and those that it dropped because
+    somebody else had taken their request.
+    """
     pending: Any = await redis.xpending_range(
-        lane, keys.GROUP, "-", "+", count, consumername=consumer, idle=idle_ms or None
+        lane, keys.GROUP, "-", "+", len(known) + 64, consumername=consumer, idle=idle_ms or None
     )
-    ids = [row["message_id"] for row in pending]
+    ids = [row["message_id"] for row in pending if row["message_id"].decode() not in known]
     if not ids:
         return []
     reply: Any = await redis.xclaim(lane, keys.GROUP, consumer, idle_ms, ids)
     return [_delivery(lane, entry_id, values) for entry_id, values in reply if entry_id is not None]
+
+
+@redis_errors
+async def owners(redis: Redis, requests: Sequence[RequestKeys]) -> list[str | None]:
+    """The living owner of each request; None where it has none, or one that is dead."""
+    pipe = redis.pipeline(transaction=False)
+    for request in requests:
+        pipe.get(request.owner)
+    values: list[Any] = await pipe.execute() if requests else []
+    names = [None if value is None else value.decode() for value in values]
+    alive = await living(redis, [name for name in names if name])
+    return [name if name in alive else None for name in names]
+
+
+@redis_errors
+async def remove(redis: Redis, deliveries: Sequence[Delivery]) -> None:
+    """Takes entries out of their lanes that need no worker: ended, gone, or there twice."""
+    pipe = redis.pipeline(transaction=False)
+    for delivery in deliveries:
+        finish(pipe, delivery.lane, delivery.entry_id)
+    if len(pipe):
+        await pipe.execute()
 
 
 @redis_errors

@@ -70,7 +70,9 @@ async def test_what_is_handed_back_is_claimable_at_once_and_has_no_owner(redis: 
     ]
     # An owner that wakes late takes nothing back.
     assert await lanes.hand_back(redis, "w1", held) == 0
-    assert [d.entry_id for d in await lanes.own(redis, LANE, "w2", idle_ms=0, count=9)] == [delivery.entry_id]
+    assert await lanes.take_stray(redis, LANE, "w2", {delivery.entry_id}, idle_ms=0) == []
+    (stray,) = await lanes.take_stray(redis, LANE, "w2", set(), idle_ms=0)
+    assert stray == delivery
     pipe = redis.pipeline(transaction=False)
     lanes.finish(pipe, LANE, delivery.entry_id)
     assert await pipe.execute() == [1, 1]

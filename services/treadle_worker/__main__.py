@@ -1,0 +1,64 @@
+"""`python -m treadle_worker`: the worker's I/O process."""
+
+from __future__ import annotations
+
+import asyncio
+
+from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from treadle.rpc import RpcServer, open_channel, run_service
+from treadle.telemetry import configure_logging
+from treadle_worker.clients import RegistryClient
+from treadle_worker.config import EngineConfig, WorkerConfig
+from treadle_worker.engine_client import EngineClient
+from treadle_worker.servicer import WorkerServicer
+from treadle_worker.worker import Worker
+
+SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
+
+
+async def serve(stop: asyncio.Event) -> None:
+    """Serves until `stop`, then drains and leaves within the grace period."""
+    config, engine_config = WorkerConfig(), EngineConfig()
+    server = RpcServer(config.address)
+    async with open_channel(config.registry_address) as channel:
+        worker = Worker(
+            config,
+            engine_config,
+            resolve=RegistryClient(channel).resolve,
+            start_engine=EngineClient.start,
+            set_ready=server.set_ready,
+        )
+        server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, WorkerServicer(worker), SERVICE)
+        async with server.running(grace_s=1.0):
+            await _until(stop, worker)
+
+
+async def _until(stop: asyncio.Event, worker: Worker) -> None:
+    """Runs the worker until `stop`; also ends when it is set while Redis is still away."""
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    run = asyncio.create_task(_run(worker, stop), name="worker")
+    await asyncio.wait({stopped, run}, return_when=asyncio.FIRST_COMPLETED)
+    if not worker.heart.num_beats:
+        run.cancel()
+    stopped.cancel()
+    await asyncio.gather(stopped, return_exceptions=True)
+    try:
+        await run
+    except asyncio.CancelledError:
+        if not run.cancelled():
+            raise
+
+
+async def _run(worker: Worker, stop: asyncio.Event) -> None:
+    async with worker.running():
+        await stop.wait()
+
+
+def main() -> None:
+    """The entry point."""
+    configure_logging("treadle-worker")
+    run_service(serve)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""One life of one engine: from Ready to its end, with the tasks that feed it and write what it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis.asyncio import Redis
+
+from treadle.errors import TreadleError, Unavailable
+from treadle.queue import lanes
+from treadle.queue.log import Appended
+from treadle.text.tokenizer import Tokenizer
+from treadle_worker.claims import Claimer, too_late
+from treadle_worker.clock import RedisClock
+from treadle_worker.engine_protocol import (
+    AbortRequest,
+    EngineCommand,
+    EngineEvent,
+    EngineStats,
+    Failed,
+    Ready,
+    StepOutputs,
+)
+from treadle_worker.intake import Capacity, Intake
+from treadle_worker.lapses import Lapses
+from treadle_worker.requests import RequestTable, RunningRequest
+from treadle_worker.streams import StreamWriter
+
+logger = logging.getLogger(__name__)
+
+STALLED_S = 30.0
+"""An engine that holds requests and says nothing for so long is dead to us; a step takes far less."""
+
+
+class Engine(Protocol):
+    """What the I/O process needs of an engine: `EngineClient`, or a stand-in in tests."""
+
+    @property
+    def process_id(self) -> int:
+        """Of its process."""
+        ...
+
+    async def send(self, commands: Sequence[EngineCommand]) -> None:
+        """Raises Unavailable when it is gone."""
+        ...
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """What it says; ends with it."""
+        ...
+
+    async def stop(self) -> int:
+        """Ends it, and waits for its end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What every run of the worker's engines shares."""
+
+    redis: Redis
+    blocking: Redis
+    """A client of this model's own, for reads that block."""
+    consumer: str
+    clock: RedisClock
+    max_claimed: int
+
+
+class EngineRun:
+    """Claims for a ready engine, feeds it, and writes its outputs until it ends.
+
+    Reading the engine never waits for Redis, and never for the engine to take commands: outputs go into the
+    requests at once, and tasks of their own write and send.
+    """
+
+    def __init__(
+        self, engine: Engine, ready: Ready, profile: str, tokenizer: Tokenizer, links: Links
+    ) -> None:
+        self._engine = engine
+        self._links = links
+        self.table = RequestTable()
+        self.stats = EngineStats()
+        self.writer = StreamWriter(links.redis, self._let_go)
+        self._commands: list[EngineCommand] = []
+        self._commanded = asyncio.Event()
+        self._heard_at = asyncio.get_running_loop().time()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.claimer = Claimer(
+            links.redis,
+            links.consumer,
+            self.table,
+            links.clock,
+            tokenizer,
+            start=self._start,
+            expire=lambda request: self.end(request, too_late()),
+        )
+        self.intake = Intake(
+            links.redis,
+            links.blocking,
+            profile=profile,
+            consumer=links.consumer,
+            table=self.table,
+            capacity=Capacity(self.table, ready, links.max_claimed),
+            claimer=self.claimer,
+        )
+        self._lapses = Lapses(links.redis, self.table, self.end)
+        self._intake_task: asyncio.Task[None] | None = None
+
+    async def run(self, events: AsyncIterator[EngineEvent], *, claims: bool) -> None:
+        """Runs until the engine ends, and then raises Unavailable (ENGINE_DIED); hands back what is held."""
+        ended: BaseException = Unavailable("the engine's channel ended", reason="ENGINE_DIED")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.writer.run(), name="writer")
+                group.create_task(self._send(), name="commands")
+                group.create_task(self._lapses.run(), name="lapses")
+                group.create_task(self._watch(), name="watchdog")
+                if claims:
+                    self._intake_task = group.create_task(self.intake.run(), name="intake")
+                await self._read(events)
+        except* Unavailable as errors:
+            ended = errors.exceptions[0]
+        finally:
+            await self._hand_back()
+        raise ended
+
+    async def _read(self, events: AsyncIterator[EngineEvent]) -> None:
+        message = "the engine said no more"
+        async for event in events:
+            self._heard_at = asyncio.get_running_loop().time()
+            if isinstance(event, StepOutputs):
+                self._take(event)
+            elif isinstance(event, Failed):
+                message = event.message
+        raise Unavailable(message, reason="ENGINE_DIED")
+
+    def _take(self, step: StepOutputs) -> None:
+        self.stats = step.stats
+        for output in step.outputs:
+            request = self.table.by_engine_id(output.request_id)
+            if request is None:
+                continue
+            if request.accept(output):
+                self._command(AbortRequest(request_id=request.engine_id))
+            self.writer.mark(request)
+
+    def _start(self, request: RunningRequest) -> None:
+        self._empty.clear()
+        if not request.ended and (command := request.start()) is not None:
+            # The silence of an engine with nothing to do is no sign of death.
+            self._heard_at = asyncio.get_running_loop().time() if len(self.table) == 1 else self._heard_at
+            self._command(command)
+        self.writer.mark(request)
+
+    def end(self, request: RunningRequest, error: TreadleError) -> None:
+        """Ends a request with an error, in the engine and in its log."""
+        if not request.ended:
+            request.fail(error)
+            self._command(AbortRequest(request_id=request.engine_id))
+            self.writer.mark(request)
+
+    def cancelled(self, request: RunningRequest) -> None:
+        """Somebody fenced the request and wrote its end: only its lane's entry is left."""
+        self._drop(request)
+        self.writer.finish(request)
+
+    def watch(self, request: RunningRequest, gateway_id: str) -> None:
+        """A gateway wants to be told of news, and of what was written before it asked."""
+        request.watchers.add(gateway_id)
+        self.writer.announce(request)
+
+    def _let_go(self, request: RunningRequest, outcome: Appended) -> None:
+        self._drop(request)
+        if outcome is Appended.VANISHED:
+            self.writer.finish(request)
+        if outcome is not Appended.WRITTEN:
+            logger.info(
+                "a request is no longer this worker's",
+                extra={"request_id": request.keys.request_id, "outcome": outcome.name},
+            )
+
+    def _drop(self, request: RunningRequest) -> None:
+        self.table.remove(request)
+        self._command(AbortRequest(request_id=request.engine_id))
+        self.intake.has_room()
+        if not len(self.table):
+            self._empty.set()
+
+    def _command(self, command: EngineCommand) -> None:
+        self._commands.append(command)
+        self._commanded.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._commanded.wait()
+            self._commanded.clear()
+            commands, self._commands = self._commands, []
+            await self._engine.send(commands)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1)
+            waiting = any(not request.ended for request in self.table)
+            if waiting and loop.time() - self._heard_at > STALLED_S:
+                raise Unavailable(f"the engine made no step for {STALLED_S:.0f} s", reason="ENGINE_STALLED")
+
+    async def drain(self, timeout_s: float) -> None:
+        """Claims no more; returns when all is finished and written, or the time is up."""
+        self.intake.pause()
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._intake_task is not None:
+                    await asyncio.wait({self._intake_task})
+                await self._empty.wait()
+                await self.writer.flushed()
+        except TimeoutError:
+            logger.warning("the time to drain is up", extra={"requests_left": len(self.table)})
+
+    async def _hand_back(self) -> None:
+        """Makes what is held claimable by anybody, this worker too; else it waits for the lease's end."""
+        held = [(one.keys, one.delivery.lane, one.delivery.entry_id) for one in self.table]
+        for request in self.table:
+            self.table.remove(request)
+        if not held:
+            return
+        try:
+            count = await lanes.hand_back(self._links.redis, self._links.consumer, held)
+        except TreadleError as error:
+            logger.warning("could not hand requests back", extra={"reason": error.reason, "count": len(held)})
+        else:
+            logger.info("handed requests back", extra={"count": count})

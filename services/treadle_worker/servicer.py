@@ -1,0 +1,64 @@
+"""The worker's control port, for operators."""
+
+# ruff: noqa: N802 - RPCs are named by the contract
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+
+from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from treadle_worker.convert import STATES, to_engine_status
+from treadle_worker.model_host import ModelHost
+from treadle_worker.worker import Worker
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Status and drain; loading and unloading at run time are answered UNIMPLEMENTED by the base."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    async def GetWorkerStatus(
+        self, request: worker_pb2.GetWorkerStatusRequest, context: Any
+    ) -> worker_pb2.GetWorkerStatusResponse:
+        """Which models, in which state, and their engines' counts."""
+        worker = self._worker
+        return worker_pb2.GetWorkerStatusResponse(
+            consumer=worker.consumer,
+            state=STATES[worker.state],
+            profiles=[
+                worker_pb2.ProfileStatus(profile=profile, engine=_engine_status(host))
+                for host, profile in worker.profiles()
+            ],
+            uptime_ms=worker.uptime_ms,
+        )
+
+    async def LoadModel(
+        self, request: worker_pb2.LoadModelRequest, context: Any
+    ) -> worker_pb2.LoadModelResponse:
+        """UNIMPLEMENTED: models are named in the settings."""
+        raise NotImplementedError
+
+    async def UnloadModel(
+        self, request: worker_pb2.UnloadModelRequest, context: Any
+    ) -> worker_pb2.UnloadModelResponse:
+        """UNIMPLEMENTED: models are named in the settings."""
+        raise NotImplementedError
+
+    async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainResponse:
+        """Takes no more work, and returns when what ran is finished or handed over."""
+        await self._worker.drain()
+        return worker_pb2.DrainResponse()
+
+
+def _engine_status(host: ModelHost) -> worker_pb2.EngineStatus | None:
+    if host.running is None or host.ready is None:
+        return None
+    process_id = host.ready.process_id
+    try:
+        resident = psutil.Process(process_id).memory_info().rss
+    except psutil.Error:
+        resident = 0
+    return to_engine_status(host.running.stats, process_id, resident)

@@ -1,0 +1,157 @@
+"""The worker's I/O process as one object: its models, its heart, its control stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from treadle.api.worker.v1.queue_pb2 import Heartbeat, LoadedProfile
+from treadle.errors import TreadleError
+from treadle.queue import workers
+from treadle.queue.connection import connect, connect_blocking
+from treadle_worker.clock import RedisClock
+from treadle_worker.config import EngineConfig, WorkerConfig
+from treadle_worker.convert import to_heartbeat, to_loaded_profile
+from treadle_worker.engine_run import EngineRun, Links
+from treadle_worker.heartbeat import Heart
+from treadle_worker.model_host import ModelHost, Resolve, StartEngine
+from treadle_worker.notices import NoticeReader
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_S = 1.0
+_RESERVE = 0.2
+"""The share of the grace period that is kept for handing back and stopping the engines."""
+
+
+class Worker:
+    """Serves the models of its settings while `running`.
+
+    `set_ready` is told whether work should be sent here: every model is ready and Redis answers.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        engine_config: EngineConfig,
+        *,
+        resolve: Resolve,
+        start_engine: StartEngine,
+        set_ready: Callable[[bool], Awaitable[None]],
+    ) -> None:
+        self.consumer = f"{config.name or socket.gethostname()}-{secrets.token_hex(6)}"
+        """A name that no other process ever has: a restarted worker is another consumer."""
+        self._config = config
+        self._set_ready = set_ready
+        self._started = time.monotonic()
+        self._redis = connect(config.redis_url)
+        self._blocking = connect_blocking(
+            config.redis_url, block_s=_BLOCK_S, max_connections=len(config.models) + 1
+        )
+        clock = RedisClock()
+        self.heart = Heart(self._redis, clock, self.describe, self._beaten)
+        links = Links(self._redis, self._blocking, self.consumer, clock, config.max_claimed)
+        self.hosts = [
+            ModelHost(
+                model,
+                engine_config,
+                links,
+                resolve=resolve,
+                start_engine=start_engine,
+                changed=self.heart.wake,
+            )
+            for model in config.models
+        ]
+        self._notices = NoticeReader(self._blocking, self.consumer, self._runs)
+        self.draining = False
+        self._drained: asyncio.Task[None] | None = None
+
+    def _runs(self) -> list[EngineRun]:
+        return [host.running for host in self.hosts if host.running is not None]
+
+    @property
+    def state(self) -> str:
+        """ "loading" until every model is ready, then "ready"; "draining" once it takes no more work."""
+        if self.draining:
+            return "draining"
+        return "ready" if all(host.state == "ready" for host in self.hosts) else "loading"
+
+    @property
+    def uptime_ms(self) -> int:
+        """Since the worker was made."""
+        return int((time.monotonic() - self._started) * 1000)
+
+    def profiles(self) -> list[tuple[ModelHost, LoadedProfile]]:
+        """The models that the registry knows, with their state."""
+        return [
+            (
+                host,
+                to_loaded_profile(
+                    host.model, host.artifact, host.profile, host.config.dtype, host.state, host.ready
+                ),
+            )
+            for host in self.hosts
+            if host.artifact is not None
+        ]
+
+    def describe(self) -> Heartbeat:
+        """What the heartbeat says."""
+        # A worker with one model ready and another loading is ready for the first.
+        any_ready = any(host.state == "ready" for host in self.hosts)
+        state = "draining" if self.draining else "ready" if any_ready else "loading"
+        profiles = [profile for _, profile in self.profiles()]
+        return to_heartbeat(self.consumer, self._config.address, state, profiles, self.uptime_ms)
+
+    async def _beaten(self, taken: bool) -> None:
+        await self._set_ready(taken and self.state == "ready")
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Worker]:
+        """Serves; at the block's end drains within the grace period, hands back the rest, and stops."""
+        try:
+            # Redis's clock must be known before a deadline is judged.
+            await self.heart.first_beat()
+            # A task that fails takes the worker with it: whoever started it starts a whole one.
+            async with asyncio.TaskGroup() as group:
+                hosts = [group.create_task(host.run(), name=f"model {host.model}") for host in self.hosts]
+                others = [
+                    group.create_task(self.heart.run(), name="heart"),
+                    group.create_task(self._notices.run(), name="notices"),
+                ]
+                yield self
+                await self.drain()
+                # The heart beats until everything is handed back.
+                for task in hosts:
+                    task.cancel()
+                if hosts:
+                    await asyncio.wait(hosts)
+                for task in others:
+                    task.cancel()
+        finally:
+            await self._leave()
+
+    async def drain(self) -> None:
+        """Takes no more work; returns when what runs is finished, or most of the grace period is over."""
+        if self._drained is None:
+            self.draining = True
+            self._drained = asyncio.create_task(self._drain(), name="drain")
+        await asyncio.shield(self._drained)
+
+    async def _drain(self) -> None:
+        await self._set_ready(False)
+        self.heart.wake()
+        timeout_s = self._config.grace_period_s * (1 - _RESERVE)
+        await asyncio.gather(*(host.drain(timeout_s) for host in self.hosts))
+
+    async def _leave(self) -> None:
+        try:
+            await workers.leave(self._redis, self.consumer)
+        except TreadleError as error:
+            logger.warning("could not sign off; the beat ends by itself", extra={"reason": error.reason})
+        await self._redis.aclose()
+        await self._blocking.aclose()
