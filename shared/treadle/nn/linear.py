@@ -1,4 +1,4 @@
-"""Linear layers and norms whose rows do not depend on how many rows there are.
+"""Linear layers, norms and activations whose rows do not depend on how many rows there are.
 
 Shapes: T tokens, I inputs, O outputs.
 """
@@ -47,3 +47,13 @@ class RMSNorm(nn.Module):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """`x / (1 + exp(-x))`, computed in float32.
+
+    torch's own silu takes another exponential for the elements at the end of a thread's share, and so
+    rounds an element by where it stands; `exp`, `+` and `/` do not.
+    """
+    wide = x.float()
+    return (wide / (1.0 + torch.exp(-wide))).to(x.dtype)

@@ -10,12 +10,11 @@ T: tokens of a step; E: hidden size; H: query heads; K: key heads; D: size of a 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from treadle.models.config import ModelConfig
 from treadle.nn.attention import Attention
-from treadle.nn.linear import Linear, RMSNorm
+from treadle.nn.linear import Linear, RMSNorm, silu
 from treadle.nn.rope import RotaryEmbedding, rotate
 
 
@@ -118,7 +117,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         """[T, E] to [T, E]."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_TE)) * self.up_proj(x_TE))
+        out: Tensor = self.down_proj(silu(self.gate_proj(x_TE)) * self.up_proj(x_TE))
         return out
 
 
