@@ -1,0 +1,1 @@
+"""The trainer service; its contract stands, its jobs do not run yet."""

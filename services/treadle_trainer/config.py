@@ -1,0 +1,16 @@
+"""The trainer's settings: read from the environment once, then passed down."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TrainerConfig(BaseSettings):
+    """Settings of the trainer (`TREADLE_TRAINER_*`)."""
+
+    model_config = SettingsConfigDict(env_prefix="TREADLE_TRAINER_", frozen=True, extra="ignore")
+
+    address: str = "127.0.0.1:50054"
+    grace_period_s: float = Field(default=10.0, gt=0)
+    """From SIGTERM to the end."""
