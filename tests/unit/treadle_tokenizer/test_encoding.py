@@ -1,0 +1,161 @@
+"""Truncation, windows and padding against the library's own, which keeps its settings in the tokenizer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Encoding
+from tokenizers import Tokenizer as Backend
+
+from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.text.tokenizer import Tokenizer
+from treadle_tokenizer.encoding import EncodeOptions, Padding, Row, encode
+from treadle_tokenizer.windows import Truncation
+
+WORDS = ["the", "quick", "dogs", "fox", "unheard", "river", ".", "👍", "lazyly"]
+MANY = 1 << 20
+SETTINGS = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+text = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
+
+
+def as_row(index: int, encoding: Encoding) -> Row:
+    return Row(index, encoding.ids, encoding.offsets, encoding.type_ids, encoding.attention_mask)
+
+
+@SETTINGS
+@given(
+    inputs=st.lists(text | st.tuples(text, text), min_size=1, max_size=4),
+    max_length=st.integers(4, 16) | st.none(),
+    left=st.booleans(),
+    add=st.booleans(),
+    padding=st.tuples(st.integers(0, 20), st.integers(1, 8), st.booleans()) | st.none(),
+)
+def test_against_the_library(
+    tokenizer: Tokenizer,
+    backend: Backend,
+    inputs: list[str | tuple[str, str]],
+    max_length: int | None,
+    left: bool,
+    add: bool,
+    padding: tuple[int, int, bool] | None,
+) -> None:
+    backend.no_truncation()
+    backend.no_padding()
+    if max_length is not None:
+        backend.enable_truncation(max_length, direction="left" if left else "right")
+    if padding is not None:
+        length, multiple, pad_left = padding
+        backend.enable_padding(
+            direction="left" if pad_left else "right",
+            length=length or None,
+            pad_to_multiple_of=multiple,
+            pad_id=0,
+            pad_token="[PAD]",
+        )
+    options = EncodeOptions(
+        add_special_tokens=add,
+        truncation=None if max_length is None else Truncation(max_length, left=left),
+        padding=None if padding is None else Padding(padding[0] or None, padding[1], padding[2]),
+        offsets=True,
+        type_ids=True,
+        attention_mask=True,
+    )
+    expected = [as_row(*pair) for pair in enumerate(backend.encode_batch(inputs, add_special_tokens=add))]
+    assert encode(tokenizer, inputs, options, max_tokens=MANY) == expected
+
+
+@SETTINGS
+@given(
+    inputs=st.lists(text, min_size=1, max_size=3),
+    max_length=st.integers(5, 10),
+    stride=st.integers(0, 2),
+    left=st.booleans(),
+    add=st.booleans(),
+)
+def test_windows_against_the_library(
+    tokenizer: Tokenizer,
+    backend: Backend,
+    inputs: list[str],
+    max_length: int,
+    stride: int,
+    left: bool,
+    add: bool,
+) -> None:
+    backend.enable_truncation(max_length, stride=stride, direction="left" if left else "right")
+    expected = [
+        as_row(index, window)
+        for index, encoding in enumerate(backend.encode_batch(inputs, add_special_tokens=add))
+        for window in [encoding, *encoding.overflowing]
+    ]
+    truncation = Truncation(max_length, left=left, stride=stride, return_overflowing=True)
+    options = EncodeOptions(add, truncation, offsets=True, type_ids=True, attention_mask=True)
+    rows = encode(tokenizer, inputs, options, max_tokens=MANY)
+    assert rows == expected
+
+
+def test_windows_cover_the_text(tokenizer: Tokenizer) -> None:
+    rng = random.Random(3)
+    content = " ".join(rng.choice(WORDS) for _ in range(200))
+    whole = tokenizer.encode(content, add_special_tokens=False)
+    truncation = Truncation(17, stride=5, return_overflowing=True)
+    rows = encode(tokenizer, [content], EncodeOptions(truncation=truncation), max_tokens=MANY)
+    inner = [row.ids[1:-1] for row in rows]
+    assert inner[0] + [token for window in inner[1:] for token in window[5:]] == whole
+    assert all(row.ids[0] == 2 and row.ids[-1] == 3 for row in rows)
+    print(f"{len(rows)} windows of {len(whole)} tokens")
+    assert len(rows) > 15
+
+
+def test_only_what_was_asked_for(tokenizer: Tokenizer) -> None:
+    (plain,) = encode(tokenizer, ["the dog"], EncodeOptions(), max_tokens=MANY)
+    assert (plain.offsets, plain.type_ids, plain.attention_mask) == ([], [], [])
+    (cut,) = encode(tokenizer, ["the dog"], EncodeOptions(truncation=Truncation(3)), max_tokens=MANY)
+    assert (cut.offsets, cut.type_ids, cut.attention_mask) == ([], [], [])
+    assert cut.ids == plain.ids[:2] + plain.ids[-1:]
+
+
+@pytest.mark.parametrize(
+    ("truncation", "field"),
+    [
+        (Truncation(2), "truncation.max_length"),
+        (Truncation(6, stride=4, return_overflowing=True), "truncation.stride"),
+    ],
+)
+def test_no_room(tokenizer: Tokenizer, truncation: Truncation, field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        encode(tokenizer, ["the dog " * 9], EncodeOptions(truncation=truncation), max_tokens=MANY)
+    assert [violation.field for violation in caught.value.fields] == [field]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EncodeOptions(),
+        EncodeOptions(offsets=True),
+        EncodeOptions(truncation=Truncation(40, stride=37, return_overflowing=True)),
+        EncodeOptions(truncation=Truncation(4), padding=Padding(length=1 << 30)),
+        EncodeOptions(truncation=Truncation(4), padding=Padding(multiple_of=1 << 30)),
+    ],
+)
+def test_tokens_are_bounded(tokenizer: Tokenizer, options: EncodeOptions) -> None:
+    with pytest.raises(InvalidArgument, match="at most 150") as caught:
+        encode(tokenizer, ["the dog " * 100], options, max_tokens=150)
+    assert [violation.field for violation in caught.value.fields] == ["inputs"]
+
+
+def test_padding_to_the_longest_is_bounded(tokenizer: Tokenizer) -> None:
+    texts = ["the dog " * 50, *["the"] * 50]
+    assert len(encode(tokenizer, texts, EncodeOptions(), max_tokens=300)) == 51
+    with pytest.raises(InvalidArgument):
+        encode(tokenizer, texts, EncodeOptions(padding=Padding()), max_tokens=300)
+
+
+def test_no_padding_token(backend: Backend) -> None:
+    with pytest.raises(FailedPrecondition) as caught:
+        encode(Tokenizer(backend), ["the"], EncodeOptions(padding=Padding()), max_tokens=MANY)
+    assert caught.value.reason == "NO_PADDING_TOKEN"
