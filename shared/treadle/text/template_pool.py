@@ -209,11 +209,15 @@ class _Child:
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "treadle.text.template_process",
                 str(os.getpid()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                # The service's log is JSON, and Ctrl-C is for the service to handle.
+                stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
                 # Nothing of this process's environment but where its modules are.
                 env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"},
                 limit=max_answer_bytes,
