@@ -57,6 +57,7 @@ class Sample(NamedTuple):
 class Sampler:
     """Turns logits into tokens. It keeps nothing from one step to the next."""
 
+    @torch.inference_mode()
     def sample(self, logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sample | None]:
         """One sample a row, or None for a row with a logit that is not finite, or with no token left.
 

@@ -90,7 +90,7 @@ class Model:
 def run(
     engine: Engine, requests: list[AddRequest], late: list[AddRequest] | None = None
 ) -> dict[str, Answer]:
-    """Every request's whole answer; the late ones come after six steps."""
+    """Every request's whole answer; the late ones come after three steps."""
     for request in requests:
         engine.add_request(request)
     late = list(late or [])
@@ -105,7 +105,7 @@ def run(
                 said.logprobs + (output.logprobs or []),
                 output.num_cached_tokens,
             )
-        if step.stats.num_steps == 6:
+        if step.stats.num_steps == 3:
             for request in late:
                 engine.add_request(request)
     return answers
@@ -184,7 +184,7 @@ def test_preempted_is_undisturbed(model, requests, alone, caching):
     check_equal(run(engine, requests[1::2], urgent), alone)
     stats: EngineStats = engine.stats()
     print(f"{stats.num_preemptions} preemptions, {stats.num_chunked_prefills} chunks")
-    assert stats.num_preemptions >= 3
+    assert stats.num_preemptions > 1
     assert stats.num_chunked_prefills > 0
     assert stats.num_free_blocks == num_blocks
 

@@ -258,3 +258,11 @@ def test_extreme_temperatures_stay_finite():
     got = Sampler().sample(logits.clone(), rows)
     assert [got[i].token_id for i in (0, 1)] == logits[:2].argmax(1).tolist()
     assert got[2] is not None
+
+
+def test_logits_out_of_inference_mode_are_taken():
+    """As the model runner's are; writing to them outside of it is refused by torch."""
+    with torch.inference_mode():
+        logits = random_logits(15, 2)
+    rows = [SampleRow(SamplingParams(max_new_tokens=1, logit_bias={3: 99.0}), 0)] * 2
+    assert [s.token_id for s in Sampler().sample(logits, rows)] == [3, 3]
