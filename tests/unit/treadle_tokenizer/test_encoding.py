@@ -18,7 +18,7 @@ from treadle_tokenizer.windows import Truncation
 WORDS = ["the", "quick", "dogs", "fox", "unheard", "river", ".", "👍", "lazyly"]
 MANY = 1 << 20
 SETTINGS = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 text = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 

@@ -35,7 +35,7 @@ few_letters = st.text(alphabet="ab", max_size=40)
 stop = st.text(alphabet="ab", min_size=1, max_size=5) | st.text(alphabet="ab\n👍", min_size=1, max_size=3)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     text=few_letters | st.text(alphabet="ab\n👍", max_size=40),
     stops=st.lists(stop, max_size=5),
@@ -51,7 +51,7 @@ def test_against_search(text: str, stops: list[str], include: bool, seed: int) -
     assert (given_out, matcher.matched) == oracle(text, stops, include=include)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(text=few_letters, stops=st.lists(stop, min_size=1, max_size=4))
 def test_holds_back_no_more_than_it_must(text: str, stops: list[str]) -> None:
     matcher = StopStringMatcher(stops)
@@ -66,7 +66,7 @@ def test_holds_back_no_more_than_it_must(text: str, stops: list[str]) -> None:
         assert given_out + held == seen
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     text=few_letters,
     stops=st.lists(stop, min_size=1, max_size=4),
