@@ -16,7 +16,8 @@ from typing import Any
 _NOT_COMPUTED = frozenset(
     """_name_or_path _commit_hash transformers_version torch_dtype dtype use_cache license bos_token_id
     eos_token_id pad_token_id initializer_range attention_dropout hidden_dropout output_attentions
-    output_hidden_states return_dict is_encoder_decoder problem_type finetuning_task id2label label2id""".split()
+    output_hidden_states return_dict is_encoder_decoder problem_type
+    finetuning_task id2label label2id""".split()
 )
 """Keys of config.json that change no logit."""
 

@@ -75,7 +75,7 @@ class GgufFile:
     """An open GGUF file. `metadata` has plain Python values, arrays as lists."""
 
     def __init__(self, path: Path) -> None:
-        """Opens and checks; raises InvalidArgument (CORRUPT_GGUF, UNSUPPORTED_QUANTIZATION) naming the file."""
+        """Opens and checks; raises InvalidArgument: CORRUPT_GGUF, UNSUPPORTED_QUANTIZATION."""
         self.path = path
         with path.open("rb") as file:
             if path.stat().st_size < 24:

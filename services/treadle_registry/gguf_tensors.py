@@ -74,10 +74,10 @@ class GgufTensors:
         pieces = (round_to_bfloat16(piece) for piece in dequantize(self._file.data(tensor), tensor.format))
         if heads := self._permuted_heads(name):
             whole = np.concatenate(list(pieces)).reshape(tensor.shape)
-            yield memoryview(unpermute(whole, heads)).cast("B")
+            yield unpermute(whole, heads).data.cast("B")
             return
         for piece in pieces:
-            yield memoryview(piece).cast("B")
+            yield piece.data.cast("B")
 
     def _permuted_heads(self, name: str) -> int:
         """How many heads' rows llama.cpp's converter reordered; 0: none."""

@@ -250,7 +250,7 @@ def _bfloat16_slices(path: Path, tensor: StoredTensor) -> Iterator[memoryview]:
                 yield memoryview(piece)
                 continue
             stored = np.frombuffer(piece, dtype=np.float32 if tensor.dtype == "F32" else np.float16)
-            yield memoryview(round_to_bfloat16(stored.astype(np.float32, copy=False))).cast("B")
+            yield round_to_bfloat16(stored.astype(np.float32, copy=False)).data.cast("B")
 
 
 def _hash_shared(path: Path, report: Report) -> TensorDigests:

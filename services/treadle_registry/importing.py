@@ -6,9 +6,10 @@ import shutil
 
 from treadle.errors import NotFound, ResourceExhausted
 from treadle_registry.canonical import facts_of, generation_defaults, manifest_of, write_text_parts
+from treadle_registry.job import Source
 from treadle_registry.manifest import CONVERTER, Manifest, StoredFile
 from treadle_registry.progress import ImportProgress, Report, Stage, StageMeter
-from treadle_registry.sources import Source, SourceModel, open_source
+from treadle_registry.sources import SourceModel, open_source
 from treadle_registry.staging import Staging
 from treadle_registry.store import Published, Store
 

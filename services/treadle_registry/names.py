@@ -43,7 +43,7 @@ def is_file_name(name: str) -> bool:
 
 
 def check_file_name(name: str, where: str) -> str:
-    """A plain file name out of an untrusted list; raises InvalidArgument (PATH_OUTSIDE) that names `where`."""
+    """A plain file name out of the untrusted `where`; raises InvalidArgument (PATH_OUTSIDE)."""
     if not is_file_name(name):
         raise InvalidArgument(
             f"{where} names the file {name[:100]!r}; file names here are letters, digits, '.', '_' and '-'",
@@ -75,15 +75,21 @@ def file_inside(folder: Path, name: str) -> Path:
     return real
 
 
-def source_path(text: str, field: str) -> Path:
-    """An absolute path on this machine, links followed; raises InvalidArgument that names `field`."""
-    if not text or "\0" in text or len(text) > MAX_PATH:
-        raise invalid_field(field, f"must be an absolute path of at most {MAX_PATH} characters")
+def check_source_path(text: str, field: str) -> Path:
+    """A path that is absolute and has no ".."; raises InvalidArgument that names `field`."""
     path = Path(text)
-    if not path.is_absolute() or ".." in path.parts:
-        raise invalid_field(field, f"must be an absolute path without '..'; got {text[:200]!r}")
+    if not path.is_absolute() or ".." in path.parts or "\0" in text or len(text) > MAX_PATH:
+        raise invalid_field(
+            field,
+            f"must be an absolute path without '..', of at most {MAX_PATH} characters; got {text[:200]!r}",
+        )
+    return path
+
+
+def source_path(text: str, field: str) -> Path:
+    """A path of a source on this machine, links followed; raises InvalidArgument that names `field`."""
     try:
-        return path.resolve(strict=True)
+        return check_source_path(text, field).resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise invalid_field(
             field, f"{text[:200]} does not exist on the registry's machine", reason="SOURCE_NOT_FOUND"

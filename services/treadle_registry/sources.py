@@ -5,30 +5,18 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from treadle.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented, invalid_field
 from treadle_registry.gguf_model import GgufModel
 from treadle_registry.huggingface_folder import HuggingFaceFolder
+from treadle_registry.job import Source
 from treadle_registry.names import source_path
 
 SourceModel = GgufModel | HuggingFaceFolder
 """What is read from a source: it checks itself, and stages its canonical form."""
 
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """What to import; `value` is an absolute path, a package's name or a repository."""
-
-    kind: Literal["folder", "gguf_file", "package", "hub"]
-    value: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.value}" if self.kind in ("package", "hub") else self.value
 
 
 def open_source(source: Source) -> SourceModel:

@@ -57,14 +57,19 @@ class Store:
         try:
             for folder in (store._blobs, store._artifacts, store._tmp):
                 folder.mkdir(parents=True, exist_ok=True)
-            sweep(store._tmp)
-            store._collect()
+            store.sweep()
         except OSError as error:
             raise FailedPrecondition(
-                f"the store {store.root} cannot be used: {error.strerror}; give another folder in TREADLE_STORE",
+                f"the store {store.root} cannot be used: {error.strerror}; give another one in TREADLE_STORE",
                 reason="STORE_NOT_WRITABLE",
             ) from error
         return store
+
+    def sweep(self) -> None:
+        """Removes what dead imports left: folders without an owner, blobs without an artifact."""
+        sweep(self._tmp)
+        with self._lock():
+            self._collect()
 
     def staging(self) -> contextlib.AbstractContextManager[Staging]:
         """A folder on the store's file system to build an artifact in."""
@@ -147,13 +152,9 @@ class Store:
                 except FileNotFoundError:
                     raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND") from None
                 fsync_folder(self._artifacts)
-            return self._collect_locked()
+            return self._collect()
 
     def _collect(self) -> int:
-        with self._lock():
-            return self._collect_locked()
-
-    def _collect_locked(self) -> int:
         """Removes blobs that no artifact links to. Publishing holds the same lock from its first link on."""
         freed = 0
         for blob in self._blobs.glob("*/*"):

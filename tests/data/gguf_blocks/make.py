@@ -2,7 +2,7 @@
 
     python tests/data/gguf_blocks/make.py
 
-A format's `<name>.blocks` are 2,048 values as ggml quantised them (several scales, outliers, a block of zeros,
+A format's `<name>.blocks` are 2,048 values as ggml quantised them (scales, outliers, a block of zeros,
 one of a single sign, one of tiny values), then blocks for 1,024 values of random bytes, so that every bit
 of every field is used. `<name>.float32` is what ggml's own `dequantize_row_*` makes of them, little-endian.
 """
@@ -53,7 +53,8 @@ def pointer(array: np.ndarray) -> ctypes.c_void_p:
 
 def main() -> None:
     spec = importlib.util.find_spec("xllamacpp")
-    assert spec is not None and spec.submodule_search_locations is not None
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
     (library,) = Path(spec.submodule_search_locations[0]).glob("*.so")
     ggml = ctypes.CDLL(str(library))
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t

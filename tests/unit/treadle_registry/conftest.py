@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,9 @@ class LlamaCpp:
 
 
 @pytest.fixture(scope="session")
-def llama_cpp() -> Iterator[LlamaCpp]:
+def llama_cpp() -> LlamaCpp:
     """The oracle."""
-    yield LlamaCpp()
+    return LlamaCpp()
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def vocabulary() -> Vocabulary:
 
 @dataclass
 class TinyModel:
-    """A model small enough to write in a test; `tensors` under their Hugging Face names and in their order."""
+    """A model small enough to write in a test; `tensors` have their Hugging Face names and order."""
 
     architecture: str = "llama"
     hidden: int = 64

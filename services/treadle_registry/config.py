@@ -1,0 +1,33 @@
+"""The registry's settings: read from the environment once, then passed down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class RegistryConfig(BaseSettings):
+    """Settings of the registry (`TREADLE_REGISTRY_*`, and `TREADLE_STORE`)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TREADLE_REGISTRY_", frozen=True, extra="ignore", populate_by_name=True
+    )
+
+    address: str = "127.0.0.1:50052"
+    store: Path = Field(default=Path("~/.cache/treadle/store"), validation_alias="TREADLE_STORE")
+    """Where models lie."""
+    max_imports: int = Field(default=2, ge=1, le=64)
+    """Imports that run at once."""
+    max_waiting_imports: int = Field(default=32, ge=0, le=1024)
+    """Imports that wait for their turn; more are refused."""
+    kept_operations: int = Field(default=1000, ge=1)
+    """How many ended operations can still be asked for."""
+    grace_period_s: float = Field(default=5.0, gt=0)
+    """From SIGTERM to the end."""
+
+    @field_validator("store")
+    @classmethod
+    def _absolute(cls, store: Path) -> Path:
+        return store.expanduser().absolute()

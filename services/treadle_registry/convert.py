@@ -1,0 +1,143 @@
+"""Between the registry's own types and the contract's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.longrunning import operations_proto_pb2
+from google.protobuf import timestamp_pb2
+
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2
+from treadle.errors import TreadleError, invalid_field
+from treadle.rpc import to_status
+from treadle_registry.catalog import Alias
+from treadle_registry.imports import ImportOperation, ImportRequest
+from treadle_registry.job import Source
+from treadle_registry.manifest import GenerationDefaults, Manifest, ModelFacts, StoredFile
+from treadle_registry.progress import Stage
+from treadle_registry.store import Published, Store
+
+_STAGES = {
+    Stage.CHECKING: registry_pb2.IMPORT_STAGE_CHECKING,
+    Stage.COPYING: registry_pb2.IMPORT_STAGE_COPYING,
+    Stage.CONVERTING: registry_pb2.IMPORT_STAGE_CONVERTING,
+    Stage.PUBLISHING: registry_pb2.IMPORT_STAGE_PUBLISHING,
+}
+
+
+def import_request_from_proto(request: registry_pb2.ImportModelRequest) -> ImportRequest:
+    """What is to be imported; raises InvalidArgument where no source is given."""
+    match request.WhichOneof("source"):
+        case "folder":
+            source = Source("folder", request.folder)
+        case "gguf_file":
+            source = Source("gguf_file", request.gguf_file)
+        case "package":
+            source = Source("package", request.package)
+        case "hub":
+            source = Source("hub", request.hub.repository)
+        case _:
+            raise invalid_field("source", "give one of folder, gguf_file, package and hub")
+    return ImportRequest(source, request.alias, request.validate_only)
+
+
+def timestamp_to_proto(seconds: float) -> timestamp_pb2.Timestamp:
+    """Seconds since 1970."""
+    stamp = timestamp_pb2.Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e6) * 1000)
+    return stamp
+
+
+def artifact_to_proto(manifest: Manifest, location: str) -> artifact_pb2.Artifact:
+    """An artifact; one that was only looked at has no digests and no location."""
+    digests = manifest.digests
+    return artifact_pb2.Artifact(
+        digest=manifest.digest,
+        compute_digest=digests.compute if digests else "",
+        tokenizer_digest=digests.tokenizer if digests else "",
+        presentation_digest=digests.presentation if digests else "",
+        facts=_facts(manifest.facts),
+        generation_defaults=_defaults(manifest.defaults),
+        files=_files(manifest.files),
+        source_files=_files(manifest.source_files),
+        location=location,
+        source=manifest.source,
+        create_time=timestamp_to_proto(manifest.create_time) if manifest.create_time else None,
+        converter=manifest.converter,
+        parent_digest=manifest.parent_digest,
+        total_bytes=manifest.total_bytes,
+    )
+
+
+def published_to_proto(published: Published) -> artifact_pb2.Artifact:
+    """An artifact in the store."""
+    return artifact_to_proto(published.manifest, str(published.canonical_folder))
+
+
+def _facts(facts: ModelFacts) -> artifact_pb2.ModelFacts:
+    return artifact_pb2.ModelFacts(
+        model_type=facts.model_type,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        vocab_size=facts.vocab_size,
+        context_length=facts.context_length,
+        hidden_size=facts.hidden_size,
+        num_layers=facts.num_layers,
+        license=facts.license,
+        has_chat_template=facts.has_chat_template,
+    )
+
+
+def _defaults(defaults: GenerationDefaults) -> artifact_pb2.GenerationDefaults:
+    return artifact_pb2.GenerationDefaults(
+        temperature=defaults.temperature,
+        top_k=defaults.top_k,
+        top_p=defaults.top_p,
+        min_p=defaults.min_p,
+        repetition_penalty=defaults.repetition_penalty,
+        eos_token_ids=defaults.eos_token_ids,
+        bos_token_id=defaults.bos_token_id,
+        pad_token_id=defaults.pad_token_id,
+    )
+
+
+def _files(files: Sequence[StoredFile]) -> list[artifact_pb2.ArtifactFile]:
+    return [artifact_pb2.ArtifactFile(path=file.path, digest=file.digest, bytes=file.size) for file in files]
+
+
+def alias_to_proto(alias: Alias) -> registry_pb2.Alias:
+    """An alias, or an entry of its history."""
+    return registry_pb2.Alias(
+        name=alias.name,
+        artifact_digest=alias.digest,
+        etag=alias.etag,
+        update_time=timestamp_to_proto(alias.update_time),
+    )
+
+
+def operation_to_proto(operation: ImportOperation, store: Store) -> operations_proto_pb2.Operation:
+    """An import's operation, with its progress and, once it has ended, its response or error."""
+    message = operations_proto_pb2.Operation(name=operation.name, done=operation.outcome is not None)
+    message.metadata.Pack(
+        registry_pb2.ImportModelMetadata(
+            stage=_STAGES[operation.progress.stage],
+            source=str(operation.request.source),
+            done_bytes=operation.progress.done_bytes,
+            total_bytes=operation.progress.total_bytes,
+            create_time=timestamp_to_proto(operation.create_time),
+        )
+    )
+    outcome = operation.outcome
+    if isinstance(outcome, TreadleError):
+        message.error.CopyFrom(to_status(outcome))
+    elif outcome is not None:
+        manifest = outcome.manifest
+        location = str(store.folder(manifest.digest) / "canonical") if manifest.digest else ""
+        message.response.Pack(
+            registry_pb2.ImportModelResponse(
+                artifact=artifact_to_proto(manifest, location),
+                alias=operation.request.alias,
+                already_present=outcome.already_present,
+            )
+        )
+    return message

@@ -1,0 +1,40 @@
+"""Pages of lists (AIP-158): sizes with a ceiling, and opaque tokens that fit only the list they came from."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+
+from treadle.errors import invalid_field
+
+_DEFAULT_SIZE = 50
+_MAX_SIZE = 500
+LAST = 1 << 62
+"""Above every number of a row: where a list from the newest on begins."""
+
+
+def page_size(asked: int) -> int:
+    """How many to give; 0 asks for the default, and more than the ceiling is the ceiling."""
+    if asked < 0:
+        raise invalid_field("page_size", f"must not be negative; got {asked}")
+    return min(asked or _DEFAULT_SIZE, _MAX_SIZE)
+
+
+def next_token(listing: str, key: str | int) -> str:
+    """The token that goes on after the row `key` of a listing."""
+    return base64.urlsafe_b64encode(json.dumps([listing, key]).encode()).decode()
+
+
+def read_token(token: str, listing: str, first: str | int) -> str | int:
+    """The key to go on after; `first` where there is no token. Raises InvalidArgument for a foreign token."""
+    if not token:
+        return first
+    try:
+        found, key = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, TypeError):
+        found, key = None, None
+    if found != listing or type(key) is not type(first):
+        raise invalid_field("page_token", "is no token of this list; begin again without one")
+    assert isinstance(key, str | int)
+    return key

@@ -1,0 +1,82 @@
+"""The registry's RPCs: convert, call, convert back."""
+
+from __future__ import annotations
+
+from google.longrunning import operations_proto_pb2
+
+from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
+from treadle_registry.convert import (
+    alias_to_proto,
+    import_request_from_proto,
+    operation_to_proto,
+    published_to_proto,
+)
+from treadle_registry.imports import Imports
+from treadle_registry.registry import Registry
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """Imports, artifacts and aliases. What is not here yet answers UNIMPLEMENTED."""
+
+    def __init__(self, registry: Registry, imports: Imports) -> None:
+        self._registry, self._imports = registry, imports
+
+    async def ImportModel(
+        self, request: registry_pb2.ImportModelRequest, context: object
+    ) -> operations_proto_pb2.Operation:
+        """Starts an import."""
+        operation = await self._imports.start(request.request_id, import_request_from_proto(request))
+        return operation_to_proto(operation, self._registry.store)
+
+    async def ResolveModel(
+        self, request: registry_pb2.ResolveModelRequest, context: object
+    ) -> registry_pb2.ResolveModelResponse:
+        """An alias or digest to its artifact."""
+        published, alias = await self._registry.resolve(request.model)
+        return registry_pb2.ResolveModelResponse(
+            artifact=published_to_proto(published), alias=alias_to_proto(alias) if alias else None
+        )
+
+    async def ListArtifacts(
+        self, request: registry_pb2.ListArtifactsRequest, context: object
+    ) -> registry_pb2.ListArtifactsResponse:
+        """A page of artifacts."""
+        page, token = await self._registry.artifacts(request.page_size, request.page_token)
+        return registry_pb2.ListArtifactsResponse(
+            artifacts=map(published_to_proto, page), next_page_token=token
+        )
+
+    async def DeleteArtifact(
+        self, request: registry_pb2.DeleteArtifactRequest, context: object
+    ) -> registry_pb2.DeleteArtifactResponse:
+        """Deletes an artifact that no alias holds."""
+        freed = await self._registry.delete_artifact(request.digest)
+        return registry_pb2.DeleteArtifactResponse(freed_bytes=freed)
+
+    async def SetAlias(
+        self, request: registry_pb2.SetAliasRequest, context: object
+    ) -> registry_pb2.SetAliasResponse:
+        """Creates or moves an alias."""
+        alias = await self._registry.set_alias(request.name, request.artifact_digest, request.etag)
+        return registry_pb2.SetAliasResponse(alias=alias_to_proto(alias))
+
+    async def ListAliases(
+        self, request: registry_pb2.ListAliasesRequest, context: object
+    ) -> registry_pb2.ListAliasesResponse:
+        """A page of aliases."""
+        page, token = await self._registry.aliases(request.page_size, request.page_token)
+        return registry_pb2.ListAliasesResponse(aliases=map(alias_to_proto, page), next_page_token=token)
+
+    async def DeleteAlias(
+        self, request: registry_pb2.DeleteAliasRequest, context: object
+    ) -> registry_pb2.DeleteAliasResponse:
+        """Forgets an alias."""
+        await self._registry.delete_alias(request.name, request.etag)
+        return registry_pb2.DeleteAliasResponse()
+
+    async def GetAliasHistory(
+        self, request: registry_pb2.GetAliasHistoryRequest, context: object
+    ) -> registry_pb2.GetAliasHistoryResponse:
+        """Where an alias has pointed."""
+        page, token = await self._registry.alias_history(request.name, request.page_size, request.page_token)
+        return registry_pb2.GetAliasHistoryResponse(entries=map(alias_to_proto, page), next_page_token=token)

@@ -1,0 +1,51 @@
+"""The registry as a running server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from google.longrunning import operations_pb2_grpc
+
+from treadle.api.registry.v1 import registry_pb2_grpc
+from treadle.rpc import RpcServer
+from treadle_registry.config import RegistryConfig
+from treadle_registry.imports import Imports
+from treadle_registry.operations_servicer import SERVICE_NAME, OperationsServicer
+from treadle_registry.registry import Registry
+from treadle_registry.servicer import RegistryServicer
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.asynccontextmanager
+async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
+    """Opens the store and serves it until the block ends; then running imports are killed."""
+    registry = await Registry.open(config.store)
+    imports = Imports(
+        registry,
+        max_running=config.max_imports,
+        max_waiting=config.max_waiting_imports,
+        kept=config.kept_operations,
+    )
+    try:
+        interrupted = await imports.recover()
+        logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
+        server = RpcServer(config.address)
+        server.add(
+            registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+            RegistryServicer(registry, imports),  # type: ignore[abstract]
+            "treadle.api.registry.v1.RegistryService",
+        )
+        server.add(
+            operations_pb2_grpc.add_OperationsServicer_to_server,
+            OperationsServicer(imports, registry.store),
+            SERVICE_NAME,
+        )
+        async with server.running(config.grace_period_s):
+            await server.set_ready(True)
+            yield server
+    finally:
+        await imports.close()
+        await registry.close()
