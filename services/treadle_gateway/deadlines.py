@@ -42,9 +42,17 @@ class Deadline:
 
     async def bound(self, work: Awaitable[T]) -> T:
         """Awaits `work`; raises DeadlineExceeded, and cancels it, when the time is up before."""
+        task = asyncio.current_task()
+        assert task is not None, "only a task can be cancelled when the time is up"
+        cancelling = task.cancelling()
         try:
             async with asyncio.timeout(self.remaining_s) as scope:
-                return await work
+                result = await work
+            # redis-py sends under asyncio.wait_for, which on Python 3.11 swallows a cancellation that comes
+            # as the send completes: a client that left would be waited for until its deadline.
+            if task.cancelling() > cancelling:
+                raise asyncio.CancelledError
+            return result
         except TimeoutError as error:
             if scope.expired():
                 raise out_of_time() from error

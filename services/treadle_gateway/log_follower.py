@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from redis.asyncio import Redis
 
-from treadle.errors import ResourceExhausted, TreadleError, Unavailable
+from treadle.errors import Internal, ResourceExhausted, TreadleError, Unavailable
 from treadle.queue import dirty
 from treadle.queue.keys import ATTACHED_RENEW_MS, RequestKeys
 from treadle.queue.log import START, EntryId, read_logs
@@ -61,7 +61,7 @@ class LogFollower:
         """Follows a request after an entry; call it before whatever makes the log grow."""
         if self._closing is not None:
             raise self._closing
-        return self._subscriptions.add(request, self._wake.set, after)
+        return self._subscriptions.add(request, self._read_soon, after)
 
     def unsubscribe(self, subscription: Subscription) -> int:
         """Ends a subscription; returns how many others of this gateway follow its request."""
@@ -79,21 +79,30 @@ class LogFollower:
     def end_all(self, error: TreadleError) -> None:
         """Fails every wait, now and later ones: the gateway is leaving."""
         self._closing = error
+        self._read_soon()
+
+    def _read_soon(self) -> None:
+        if self._closing is None:
+            self._wake.set()
+            return
         for subscription in self._subscriptions:
-            subscription.fail(error)
+            subscription.fail(self._closing)
 
     async def close(self) -> None:
-        """Ends the tasks."""
+        """Ends the tasks, after `end_all`."""
+        # Cancelling alone does not do: redis-py may swallow it (see Deadline.bound).
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _pop(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while self._closing is None:
             try:
                 news = await dirty.pop(self._blocking, self._gateway_id, block_s=BLOCK_S)
-            except TreadleError:
+            except Exception as error:
+                if not isinstance(error, TreadleError):
+                    logger.exception("the news cannot be read")
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
@@ -101,7 +110,7 @@ class LogFollower:
             self._mark(self._subscriptions.of(news))
 
     async def _sweep(self) -> None:
-        while True:
+        while self._closing is None:
             await asyncio.sleep(SWEEP_S)
             self._mark(self._subscriptions)
 
@@ -114,14 +123,10 @@ class LogFollower:
         loop = asyncio.get_running_loop()
         away_since: float | None = None
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while self._closing is None:
             await self._wake.wait()
             self._wake.clear()
             wanted = [one for one in self._subscriptions if one.wants_reading]
-            if self._closing is not None:
-                for subscription in wanted:
-                    subscription.fail(self._closing)
-                continue
             try:
                 await self._read_round(wanted)
             except (Unavailable, ResourceExhausted) as error:
@@ -132,7 +137,7 @@ class LogFollower:
                 self._mark(wanted)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            except TreadleError:
+            except Exception:
                 await self._read_each(wanted)
             else:
                 away_since, pause_s = None, _FIRST_PAUSE_S
@@ -155,16 +160,17 @@ class LogFollower:
         for subscription in wanted:
             try:
                 await self._read_round([subscription])
-            except TreadleError as error:
+            except Exception as error:
                 logger.warning(
                     "a log cannot be read",
                     exc_info=True,
                     extra={"request_id": subscription.request.request_id},
                 )
-                subscription.fail(error)
+                known = error if isinstance(error, TreadleError) else Internal("the log cannot be read")
+                subscription.fail(known)
 
     async def _renew(self) -> None:
-        while True:
+        while self._closing is None:
             await asyncio.sleep(ATTACHED_RENEW_MS / 1000)
             try:
                 await renew_attached(self._redis, self._gateway_id, self._subscriptions.requests)

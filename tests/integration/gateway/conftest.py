@@ -1,0 +1,337 @@
+"""Real gateways over a real Valkey, with a registry, a tokenizer and a worker that do as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import grpc
+import pytest
+from redis.asyncio import Redis
+
+from treadle.api.inference.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
+from treadle.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from treadle.api.worker.v1.queue_pb2 import (
+    WORKER_STATE_READY,
+    Heartbeat,
+    LaneEntry,
+    LoadedProfile,
+    StreamEntry,
+    Terminal,
+)
+from treadle.errors import NotFound, invalid_field
+from treadle.queue import codec, dirty, lanes
+from treadle.queue.connection import connect, connect_blocking
+from treadle.queue.epochs import take
+from treadle.queue.keys import RequestKeys
+from treadle.queue.log import Append, Appended, EntryId, append
+from treadle.queue.workers import beat, leave
+from treadle.rpc import RpcServer, open_channel
+from treadle_gateway.config import GatewayConfig
+from treadle_gateway.gateway import Gateway, running_gateway
+
+PROFILE, VOCAB, CONTEXT, EOS = "p-tiny", 300, 10_000, 2
+DIGEST, COMPUTE, TOKENIZER = "sha256:artifact", "sha256:compute", "sha256:tokenizer"
+
+
+class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
+    """Knows "tiny", and "asleep", which nobody serves."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def ResolveModel(self, request, context):
+        self.calls += 1
+        if request.model not in ("tiny", "asleep", DIGEST):
+            raise NotFound(f"no {request.model}")
+        asleep = request.model == "asleep"
+        return registry_pb2.ResolveModelResponse(
+            artifact=artifact_pb2.Artifact(
+                digest="sha256:asleep" if asleep else DIGEST,
+                compute_digest="sha256:other" if asleep else COMPUTE,
+                tokenizer_digest=TOKENIZER,
+                facts={"vocab_size": VOCAB, "context_length": CONTEXT},
+                generation_defaults={"temperature": 0.75, "top_k": 5, "eos_token_ids": [EOS]},
+            )
+        )
+
+    async def ListAliases(self, request, context):
+        return registry_pb2.ListAliasesResponse(aliases=[{"name": "tiny", "artifact_digest": DIGEST}])
+
+
+class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
+    """One id a byte, from 4 on; a chat is its contents, one after the other."""
+
+    async def Encode(self, request, context):
+        if "bad text" in request.inputs[0].text:
+            raise invalid_field("inputs[0].text", "is bad")
+        ids = [byte + 4 for byte in request.inputs[0].text.encode()]
+        return tokenizer_pb2.EncodeResponse(
+            artifact_digest=request.model, tokenizer_digest=TOKENIZER, encodings=[{"ids": ids}]
+        )
+
+    async def RenderChat(self, request, context):
+        if any(message.role == "villain" for message in request.messages):
+            raise invalid_field("messages[1].role", "is not known to the template")
+        if "slow" in request.template_arguments_json:
+            await asyncio.sleep(30)
+        text = "".join(message.content for message in request.messages)
+        return tokenizer_pb2.RenderChatResponse(
+            artifact_digest=request.model,
+            tokenizer_digest=TOKENIZER,
+            text=text,
+            ids=[byte + 4 for byte in text.encode()],
+        )
+
+
+class ScriptedWorker:
+    """Takes from the lanes and writes made-up tokens, as many as asked for; a held request one a permit."""
+
+    def __init__(self, redis: Redis, blocking: Redis) -> None:
+        self.redis = redis
+        self.taken: list[LaneEntry] = []
+        self.fenced: list[str] = []
+        self.found_ended: list[str] = []
+        self.finished: list[str] = []
+        self.padding = ""
+        """Added to each token's text, to make entries large."""
+        self.consumer = "worker-1"
+        self.stopping = False
+        self._blocking = blocking
+        self._permits: dict[str, asyncio.Semaphore] = {}
+
+    def hold(self, request_id: str, permits: int = 0) -> asyncio.Semaphore:
+        """Makes a request wait for a permit before each token."""
+        return self._permits.setdefault(request_id, asyncio.Semaphore(permits))
+
+    def heartbeat(self, **fields) -> Heartbeat:
+        loaded = {
+            "profile": PROFILE,
+            "artifact_digest": DIGEST,
+            "compute_digest": COMPUTE,
+            "tokenizer_digest": TOKENIZER,
+            "model_name": "tiny",
+            "max_model_len": CONTEXT,
+            "vocab_size": VOCAB,
+            "state": WORKER_STATE_READY,
+        } | fields
+        return Heartbeat(consumer=self.consumer, state=WORKER_STATE_READY, profiles=[LoadedProfile(**loaded)])
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            while not self.stopping:
+                found = await lanes.find(self.redis, PROFILE)
+                if not found:
+                    await asyncio.sleep(0.01)
+                    continue
+                for delivery in await lanes.await_new(self._blocking, found, self.consumer, block_ms=200):
+                    entry = codec.decode(LaneEntry, delivery.data)
+                    self.taken.append(entry)
+                    group.create_task(self._answer(delivery, entry))
+
+    async def _answer(self, delivery: lanes.Delivery, entry: LaneEntry) -> None:
+        request = RequestKeys(entry.tenant, entry.request_id)
+        (taken,) = await take(self.redis, [request], self.consumer)
+        if taken is not None and taken.terminal is None:
+            await self._write(request, entry, taken.epoch)
+        else:
+            self.found_ended.append(entry.request_id)
+        pipe = self.redis.pipeline(transaction=False)
+        lanes.finish(pipe, delivery.lane, delivery.entry_id)
+        await pipe.execute()
+
+    async def _write(self, request: RequestKeys, entry: LaneEntry, epoch: int) -> None:
+        for number, message in enumerate(answer(entry, self.padding), 1):
+            if message.HasField("tokens") and entry.request_id in self._permits:
+                await self._permits[entry.request_id].acquire()
+            outcome = await self.append(request, EntryId(epoch, number), message)
+            if outcome is not Appended.WRITTEN:
+                self.fenced.append(entry.request_id)
+                return
+        self.finished.append(entry.request_id)
+
+    async def append(self, request: RequestKeys, id_: EntryId, message: StreamEntry) -> Appended:
+        watchers = [name.decode() for name in await self.redis.smembers(request.watchers)]
+        news = {watcher: [request.tag] for watcher in watchers}
+        (outcome,) = await append(
+            self.redis, [Append(request, id_, codec.encode(message))], lambda pipe: dirty.push(pipe, news)
+        )
+        return outcome
+
+
+def answer(entry: LaneEntry, padding: str) -> list[StreamEntry]:
+    """What the scripted worker writes."""
+    count, length = entry.stopping.max_new_tokens, len(entry.prompt_token_ids)
+    tokens = [
+        StreamEntry(
+            tokens=generation_pb2.TokenDelta(
+                index=index,
+                token_ids=[3 + (index * 7 + length) % (VOCAB - 3)],
+                text=f"{index} {padding}",
+            )
+        )
+        for index in range(count)
+    ]
+    started = generation_pb2.Started(
+        request_id=entry.request_id,
+        artifact_digest=entry.artifact_digest,
+        profile=entry.profile,
+        prompt_tokens=length,
+        seed=entry.sampling.seed,
+        tokenizer_digest=entry.tokenizer_digest,
+    )
+    finished = generation_pb2.Finished(
+        choices=[{"finish_reason": generation_pb2.FINISH_REASON_LENGTH}],
+        usage={"prompt_tokens": length, "output_tokens": count},
+    )
+    return [StreamEntry(started=started), *tokens, StreamEntry(terminal=Terminal(finished=finished))]
+
+
+@contextlib.asynccontextmanager
+async def serving(add, servicer, service: str) -> AsyncIterator[RpcServer]:
+    server = RpcServer("127.0.0.1:0")
+    server.add(add, servicer, service)
+    async with server.running(0):
+        await server.set_ready(True)
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = connect(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def fake_registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+async def registry_server(fake_registry: FakeRegistry) -> AsyncIterator[RpcServer]:
+    add = registry_pb2_grpc.add_RegistryServiceServicer_to_server
+    async with serving(add, fake_registry, "treadle.api.registry.v1.RegistryService") as server:
+        yield server
+
+
+@pytest.fixture
+async def tokenizer_server() -> AsyncIterator[RpcServer]:
+    add = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
+    async with serving(add, FakeTokenizer(), "treadle.api.tokenizer.v1.TokenizerService") as server:
+        yield server
+
+
+@pytest.fixture
+async def worker(redis: Redis, redis_url: str) -> AsyncIterator[ScriptedWorker]:
+    blocking = connect_blocking(redis_url, block_s=1)
+    worker = ScriptedWorker(redis, blocking)
+    await beat(redis, worker.heartbeat())
+    task = asyncio.create_task(worker.run())
+    yield worker
+    worker.stopping = True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await leave(redis, worker.consumer)
+    await blocking.aclose()
+
+
+@pytest.fixture
+async def start_gateway(
+    redis_url: str, registry_server: RpcServer, tokenizer_server: RpcServer
+) -> AsyncIterator[Callable]:
+    """Starts gateways with settings of the test's; `stop` ends one before the test does."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(**settings) -> Gateway:
+            config = GatewayConfig(
+                **{
+                    "address": "127.0.0.1:0",
+                    "registry_address": f"127.0.0.1:{registry_server.port}",
+                    "tokenizer_address": f"127.0.0.1:{tokenizer_server.port}",
+                    "redis_url": redis_url,
+                    "grace_period_s": 0.5,
+                }
+                | settings
+            )
+            return await stack.enter_async_context(running_gateway(config))
+
+        yield start
+
+
+@pytest.fixture
+async def gateway(start_gateway) -> Gateway:
+    return await start_gateway()
+
+
+@pytest.fixture
+async def connect_to() -> AsyncIterator[Callable]:
+    """A client's stub of a gateway, over a channel of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect_to(gateway: Gateway) -> inference_pb2_grpc.InferenceServiceStub:
+            channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{gateway.server.port}"))
+            return inference_pb2_grpc.InferenceServiceStub(channel)
+
+        yield connect_to
+
+
+@pytest.fixture
+async def stub(gateway: Gateway, connect_to) -> inference_pb2_grpc.InferenceServiceStub:
+    return await connect_to(gateway)
+
+
+@pytest.fixture
+def generation() -> Callable[..., generation_pb2.Generation]:
+    def make(request_id: str = "", count: int = 5, **fields) -> generation_pb2.Generation:
+        stopping = {"max_new_tokens": count} | fields.pop("stopping", {})
+        prompt = {} if {"token_ids", "chat"} & fields.keys() else {"text": "Hello"}
+        defaults = {"model": "tiny", "stopping": stopping, "request_id": request_id} | prompt
+        return generation_pb2.Generation(**(defaults | fields))
+
+    return make
+
+
+@pytest.fixture
+def stream() -> Callable:
+    """Opens GenerateStream."""
+
+    def open_stream(stub, asked: generation_pb2.Generation, timeout: float = 20):
+        return stub.GenerateStream(inference_pb2.GenerateStreamRequest(generation=asked), timeout=timeout)
+
+    return open_stream
+
+
+@pytest.fixture
+def read() -> Callable:
+    """The chunks of a call, up to its end or so many."""
+
+    async def read_chunks(call, count: int | None = None) -> list[generation_pb2.GenerateChunk]:
+        chunks: list[generation_pb2.GenerateChunk] = []
+        while count is None or len(chunks) < count:
+            response = await call.read()
+            if response is grpc.aio.EOF:
+                assert count is None, f"the stream ended after {len(chunks)} chunks"
+                break
+            chunks.append(response.chunk)
+        return chunks
+
+    return read_chunks
+
+
+@pytest.fixture
+def eventually() -> Callable:
+    """Waits until a condition holds."""
+
+    async def wait(condition, what: str, limit_s: float = 10) -> None:
+        async with asyncio.timeout(limit_s) as scope:
+            while True:
+                value = condition()
+                if value is True or (not isinstance(value, bool) and await value):
+                    return
+                await asyncio.sleep(0.01)
+        assert not scope.expired(), what
+
+    return wait
