@@ -48,8 +48,8 @@ class Deadline:
         try:
             async with asyncio.timeout(self.remaining_s) as scope:
                 result = await work
-            # redis-py sends under asyncio.wait_for, which on Python 3.11 swallows a cancellation that comes
-            # as the send completes: a client that left would be waited for until its deadline.
+            # Before Python 3.12 asyncio.wait_for, which libraries use, swallows a cancellation that comes as
+            # its work completes: a client that left would be waited for until its deadline.
             if task.cancelling() > cancelling:
                 raise asyncio.CancelledError
             return result

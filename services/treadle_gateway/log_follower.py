@@ -90,7 +90,7 @@ class LogFollower:
 
     async def close(self) -> None:
         """Ends the tasks, after `end_all`."""
-        # Cancelling alone does not do: redis-py may swallow it (see Deadline.bound).
+        # Cancelling alone does not do: a library may swallow it (see Deadline.bound).
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -130,6 +130,8 @@ class ScriptedWorker:
                     entry = codec.decode(LaneEntry, delivery.data)
                     self.taken.append(entry)
                     group.create_task(self._answer(delivery, entry))
+            # The cancellation itself may have been swallowed (see Deadline.bound).
+            raise asyncio.CancelledError
 
     async def _answer(self, delivery: lanes.Delivery, entry: LaneEntry) -> None:
         request = RequestKeys(entry.tenant, entry.request_id)

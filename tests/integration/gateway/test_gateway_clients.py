@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 
 import grpc
 import pytest
@@ -198,6 +200,31 @@ async def test_a_reader_that_does_not_read_holds_little_and_slows_nobody(
     rest = await read(call)
     assert [chunk.tokens.index for chunk in rest[:-1]] == list(range(count))
     print(f"{held} of {count} entries were read ahead of a client that read one")
+
+
+async def test_a_client_that_leaves_without_reading_leaves_nothing(
+    stub, gateway, worker, redis, generation, stream, read, eventually, caplog
+):
+    """The handler waits in a write then, not for an entry."""
+    caplog.set_level(logging.INFO)
+    worker.padding = "x" * 100_000
+    permits = worker.hold("r1", 100)
+    call = stream(stub, generation("r1", 300))
+    await read(call, 1)
+
+    async def is_written() -> bool:
+        return await redis.xlen(RequestKeys("default", "r1").log) >= 103
+
+    await eventually(is_written, "more is written than a window holds")
+    call.cancel()
+    assert (await end_of(redis, "r1")).error.code == grpc.StatusCode.CANCELLED.value[0]
+    permits.release()
+    await eventually(lambda: gateway.admission.held == 0 and len(gateway.follower) == 0, "nothing is held")
+    gc.collect()
+    await asyncio.sleep(0.1)
+    ours = [record for record in caplog.records if record.name.startswith("treadle")]
+    assert ours
+    assert [record for record in ours if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_full_lane_refuses_the_excess(
