@@ -124,6 +124,11 @@ class Client:
         self._loop = _LoopThread()
         self._closed = False
 
+    @property
+    def address(self) -> str:
+        """ "host:port" of the gateway."""
+        return self._client.address
+
     def __enter__(self) -> Client:
         return self
 

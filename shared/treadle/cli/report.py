@@ -1,0 +1,96 @@
+"""Shows what a local suite does: live rows in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from treadle.client import ImportProgress
+from treadle.local import ServiceState
+
+_STYLES = {
+    ServiceState.READY: "green",
+    ServiceState.RESTARTING: "yellow",
+    ServiceState.FAILED: "red",
+}
+
+
+class Report:
+    """The observer of a local suite (`treadle.local.Observer`)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Progress | None = None
+        self._rows: dict[str, TaskID] = {}
+        self._import_stage = ""
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Shows rows that change in place until the block's end, where there is a terminal."""
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description:<18}"),
+            _ImportBar(),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Progress(*columns, console=self._console) as self._live:
+            try:
+                yield
+            finally:
+                self._live = None
+                self._rows.clear()
+
+    def service(self, name: str, state: ServiceState, detail: str = "") -> None:
+        """A service changed its state."""
+        if state in (ServiceState.STOPPING, ServiceState.STOPPED) and not detail:
+            return
+        style = _STYLES.get(state, "dim")
+        if self._live is None:
+            if state is not ServiceState.STARTING:
+                self._console.print(Text.assemble(f"{name:<12} ", (str(state), style), f"  {detail}"))
+            return
+        row = self._row(name)
+        self._live.update(row, state=f"[{style}]{state}[/] [dim]{detail}[/]")
+        if state is ServiceState.READY:
+            self._live.update(row, total=1, completed=1)
+
+    def importing(self, model: str, progress: ImportProgress) -> None:
+        """An import went on."""
+        if self._live is None:
+            if progress.stage != self._import_stage:
+                self._console.print(f"{f'import {model}':<18} {progress.stage}")
+            self._import_stage = progress.stage
+            return
+        total = progress.total_bytes or None
+        size = f" [dim]{progress.total_bytes / 1e6:.0f} MB[/]" if total else ""
+        row = self._row(f"import {model}")
+        done = total if progress.stage == "done" else progress.done_bytes
+        self._live.update(row, total=total, completed=done, state=f"{progress.stage}{size}", bar=True)
+
+    def note(self, text: str) -> None:
+        """Something that people should know."""
+        self._console.print(f"note: {text}")
+
+    def _row(self, name: str) -> TaskID:
+        assert self._live is not None
+        if name not in self._rows:
+            self._rows[name] = self._live.add_task(name, total=None, state="", bar=False)
+        return self._rows[name]
+
+
+class _ImportBar(ProgressColumn):
+    """A bar for the rows that count bytes, nothing for the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = BarColumn(bar_width=30)
+
+    def render(self, task: Task) -> object:  # type: ignore[override]
+        return self._bar.render(task) if task.fields.get("bar") else Text("")

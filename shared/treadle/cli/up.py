@@ -1,0 +1,103 @@
+"""`treadle up`: the whole suite on this machine, left running."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from treadle.cli.console import message_console, result_console
+from treadle.cli.interrupt import run_until_interrupted
+from treadle.cli.report import Report
+from treadle.local import Home, LocalConfig, LocalStack, ModelToServe, StackOptions
+from treadle.local.config import inherited_environment
+
+_CLIENT_LINE = (
+    "python -c 'import treadle; "
+    '[print(chunk.text, end="", flush=True) for chunk in treadle.Client("{address}").stream('
+    'messages=[{{"role": "user", "content": "Hello!"}}], model="{model}", max_new_tokens=64)]; print()\''
+)
+
+
+def local_options(
+    models: list[str], *, workers: int = 1, port: int | None = None, redis_url: str = ""
+) -> tuple[Home, StackOptions]:
+    """The home and the options of a local suite, from the command line and the environment."""
+    config = LocalConfig()
+    options = StackOptions(
+        models=[ModelToServe.parse(model) for model in models],
+        workers=workers,
+        port=port,
+        redis_url=redis_url,
+        fallback_redis_url=config.redis_url,
+        inherited=inherited_environment(),
+    )
+    return Home(config.home), options
+
+
+def up(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to serve: an alias of the store, or ALIAS=SOURCE to import it first where the store "
+            "does not have it. May be given several times.",
+            show_default="smollm2",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Worker processes; each serves every model.")
+    ] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="The gateway's port; 0: any.",
+            show_default="50051, or any when it is taken",
+        ),
+    ] = None,
+    redis_url: Annotated[
+        str, typer.Option(help="Use this Redis or Valkey instead of starting one.", metavar="URL")
+    ] = "",
+) -> None:
+    """Start every service on this machine and leave it running until Ctrl-C.
+
+    Each service is a process of its own; one that dies is started again. The first start imports the
+    packaged SmolLM2. The store, the logs and the state lie in TREADLE_HOME (~/.cache/treadle).
+
+    Examples:
+
+      treadle up
+
+      treadle up --workers 2 --port 50060
+
+      treadle up --model smollm2 --model tiny=./my-llama-folder
+
+      treadle up --model qwen=~/models/qwen2.5-0.5b-q8_0.gguf
+    """
+    home, options = local_options(model or ["smollm2"], workers=workers, port=port, redis_url=redis_url)
+    run_until_interrupted(_serve(home, options))
+
+
+async def _serve(home: Home, options: StackOptions) -> None:
+    report = Report(message_console())
+    stack = LocalStack(home, options, report)
+    with report.live():
+        await stack.__aenter__()
+    try:
+        _welcome(stack, options)
+        await stack.wait()
+    finally:
+        message_console().print("stopping")
+        await stack.__aexit__()
+
+
+def _welcome(stack: LocalStack, options: StackOptions) -> None:
+    console = result_console()
+    address, model = stack.addresses["gateway"], options.models[0].alias
+    served = ", ".join(entry.alias for entry in options.models)
+    console.print(f"\n[bold]Treadle is up at {address}[/] and serves {served}. Ctrl-C stops it.\n")
+    console.print(f"  treadle chat --address {address}")
+    console.print(f'  treadle generate "The loom was" --address {address}')
+    console.print("  " + _CLIENT_LINE.format(address=address, model=model), markup=False)
+    console.print(f"\nlogs: {stack.home.logs}", style="dim")
