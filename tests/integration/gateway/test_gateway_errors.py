@@ -200,3 +200,21 @@ async def test_what_cannot_be_decoded_is_said(gateway):
         assert (error.code, error.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
         error = await failure(method(b"\x0a" + b"\x00" * (17 << 20), timeout=10))
         assert error.code == "RESOURCE_EXHAUSTED"
+
+
+async def test_a_stream_outlives_its_connections_to_redis(
+    stub, gateway, worker, redis, generation, stream, read
+):
+    worker.hold("r1")
+    call = stream(stub, generation("r1", 4))
+    await read(call, 1)
+    killed = 0
+    for client in await redis.client_list():
+        # Not the scripted worker's, which is no part of this.
+        if client["cmd"] != "xreadgroup":
+            killed += await redis.client_kill_filter(_id=client["id"], skipme=True)
+    for _ in range(4):
+        worker.hold("r1").release()
+    assert len(await read(call)) == 5
+    print(f"{killed} connections were cut")
+    assert killed >= 2
