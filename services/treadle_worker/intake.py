@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK_MS = 250
 """How long a read waits; lanes that are new are seen after it."""
+CHUNK = 4
+"""Requests in one read: a burst is shared with the other workers that read meanwhile."""
 SWEEP_S = 2.0
 """Between two looks for entries of the dead, and for strays."""
 STRAY_MS = 5_000
@@ -114,7 +116,7 @@ class Intake:
         taken = 0
         for lane in found:
             if free := self._capacity.free():
-                delivered = await lanes.take_new(self._redis, lane, self._consumer, free)
+                delivered = await lanes.take_new(self._redis, lane, self._consumer, min(free, CHUNK))
                 await self._claim(delivered)
                 taken += len(delivered)
         return taken

@@ -16,7 +16,8 @@ from treadle_worker.requests import RequestTable, RunningRequest
 
 logger = logging.getLogger(__name__)
 
-RENEW_S = 600.0
+RENEW_S = 60.0
+"""How often the keys of what runs are given their full life again."""
 _MISSES = 2
 """A gateway that was cut off from Redis for a moment gets a second chance."""
 

@@ -1,17 +1,19 @@
 """Clients of Redis, and its failures as the suite's errors.
 
-redis-py retries silently by default; here nothing is sent twice behind the caller's back. Every call is
-bounded by the socket's timeout and by the wait for a free connection.
+redis-py retries silently by default; here nothing is sent twice behind the caller's back. Every command and
+pipeline is bounded in time, the wait for a free connection included.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -26,6 +28,38 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class BoundedRedis(Redis):
+    """A client whose every command and pipeline ends within `timeout_s`, with TimeoutError if need be.
+
+    redis-py's own timeout of a socket goes through `asyncio.wait_for`, which before Python 3.12 swallows a
+    cancellation that comes in the moment the write is done: the task then runs on for ever.
+    """
+
+    timeout_s: float
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As Redis does."""
+        async with asyncio.timeout(self.timeout_s):
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """As Redis does."""
+        pipe = BoundedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.timeout_s = self.timeout_s
+        return pipe
+
+
+class BoundedPipeline(Pipeline):
+    """A pipeline that ends within `timeout_s`."""
+
+    timeout_s: float
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """As Pipeline does."""
+        async with asyncio.timeout(self.timeout_s):
+            return await super().execute(raise_on_error)
+
+
 def connect(url: str, *, max_connections: int = 16) -> Redis:
     """A client for commands; at most `max_connections` run at once, further ones wait for their turn."""
     return _client(url, max_connections, COMMAND_TIMEOUT_S)
@@ -36,16 +70,19 @@ def connect_blocking(url: str, *, block_s: float, max_connections: int = 2) -> R
     return _client(url, max_connections, block_s + COMMAND_TIMEOUT_S)
 
 
-def _client(url: str, max_connections: int, socket_timeout: float) -> Redis:
+def _client(url: str, max_connections: int, timeout_s: float) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
-        timeout=COMMAND_TIMEOUT_S,
-        socket_timeout=socket_timeout,
+        timeout=None,
+        socket_timeout=None,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
-    return Redis.from_pool(pool)
+    client = BoundedRedis(connection_pool=pool)
+    client.auto_close_connection_pool = True
+    client.timeout_s = timeout_s
+    return client
 
 
 def as_treadle_error(error: exceptions.RedisError | OSError | TimeoutError) -> TreadleError | None:

@@ -33,8 +33,6 @@ class Taken:
     @property
     def terminal(self) -> Terminal | None:
         """Its end, where it has ended."""
-        if self.entries and self.entries[-1].entry.HasField("terminal"):
-            return self.entries[-1].entry.terminal
         for _, entry in reversed(self.entries):
             if entry.HasField("terminal"):
                 return entry.terminal
@@ -79,8 +77,7 @@ async def _try(
         else:
             pipe.get(request.owner)
         pipe.smembers(request.watchers)
-        for key in request.living_with_log:
-            pipe.pexpire(key, keys.ACTIVE_MS)
+        pipe.pexpire(request.epoch, keys.ACTIVE_MS)
     replies: list[Any] = await pipe.execute(raise_on_error=False)
     width = len(replies) // len(requests)
     found: dict[RequestKeys, Taken | None] = {}

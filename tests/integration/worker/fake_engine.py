@@ -1,0 +1,148 @@
+"""An engine without a model: its tokens are a function of prompt and position, as a seeded one's are."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from treadle.errors import Unavailable
+from treadle_worker.engine_protocol import (
+    AddRequest,
+    EngineCommand,
+    EngineEvent,
+    EngineStats,
+    Failed,
+    Loading,
+    Ready,
+    SequenceOutput,
+    StepOutputs,
+)
+
+EOS = 256
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A vocabulary of the 256 bytes, in the order of their values, and an end of text."""
+    alphabet = ByteLevel.alphabet()
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [number for number in range(256) if number not in printable]
+    spelling = {number: chr(number) for number in printable}
+    spelling |= {number: chr(256 + place) for place, number in enumerate(others)}
+    assert set(spelling.values()) == set(alphabet)
+    backend = tokenizers.Tokenizer(BPE({spelling[number]: number for number in range(256)}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    backend.add_special_tokens(["<eos>"])
+    backend.save(str(folder / "tokenizer.json"))
+
+
+_CHARACTERS = [character.encode() for character in "abcdefghij klmnopqrst uvwxyz é ü 線 織"]
+
+
+def answer(prompt: Sequence[int], length: int) -> list[int]:
+    """The ids that the engine makes: characters of one, two and three bytes, chosen by the prompt."""
+    return list(_answer(sum(prompt), length))
+
+
+@functools.lru_cache(maxsize=1024)
+def _answer(place: int, length: int) -> tuple[int, ...]:
+    ids: list[int] = []
+    while len(ids) < length:
+        place += 1
+        ids.extend(_CHARACTERS[(place * 8) % len(_CHARACTERS)])
+    return tuple(ids[:length])
+
+
+class FakeEngine:
+    """Same interface as EngineClient; one token a request and step."""
+
+    def __init__(self, step_s: float = 0.001, max_num_seqs: int = 64) -> None:
+        self.step_s = step_s
+        self.max_num_seqs = max_num_seqs
+        self.added: list[AddRequest] = []
+        self.aborted: list[str] = []
+        self.most_at_once = 0
+        self._active: dict[str, tuple[AddRequest, int]] = {}
+        self._dead = False
+        self._work = asyncio.Event()
+        self._steps = 0
+
+    @property
+    def process_id(self) -> int:
+        return os.getpid()
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    def die(self) -> None:
+        self._dead = True
+        self._work.set()
+
+    async def send(self, commands: Sequence[EngineCommand]) -> None:
+        if self._dead:
+            raise Unavailable("the engine is gone", reason="ENGINE_GONE")
+        for command in commands:
+            if isinstance(command, AddRequest):
+                self.added.append(command)
+                self._active[command.request_id] = command, len(command.output_token_ids)
+                self.most_at_once = max(self.most_at_once, len(self._active))
+            else:
+                self.aborted.append(command.request_id)
+                self._active.pop(command.request_id, None)
+        self._work.set()
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        yield Loading(stage="pretending")
+        yield Ready(
+            max_model_len=100_000,
+            vocab_size=257,
+            num_blocks=10_000,
+            block_size=16,
+            max_num_seqs=self.max_num_seqs,
+            process_id=os.getpid(),
+        )
+        while not self._dead:
+            await self._work.wait()
+            self._work.clear()
+            while self._active and not self._dead:
+                await asyncio.sleep(self.step_s)
+                yield self._step()
+        yield Failed(message="killed by the test")
+
+    def _step(self) -> StepOutputs:
+        outputs = [self._advance(request, place) for request, place in list(self._active.values())]
+        self._steps += 1
+        return StepOutputs(outputs=outputs, stats=EngineStats(num_steps=self._steps, num_running=self.active))
+
+    def _advance(self, request: AddRequest, place: int) -> SequenceOutput:
+        length = request.sampling.max_new_tokens
+        facts = {"request_id": request.request_id, "num_cached_tokens": 3}
+        if place >= length:
+            del self._active[request.request_id]
+            return SequenceOutput(first_index=place, token_ids=[], finish_reason="length", **facts)
+        ends = EOS in request.sampling.stop_token_ids and place == length - 2
+        token = EOS if ends else _answer(sum(request.prompt_token_ids), length)[place]
+        last = ends or place + 1 == length
+        self._active[request.request_id] = request, place + 1
+        if last:
+            del self._active[request.request_id]
+        return SequenceOutput(
+            first_index=place,
+            token_ids=[token],
+            finish_reason=("stop_token" if ends else "length") if last else None,
+            stop_token_id=EOS if ends else None,
+            **facts,
+        )
+
+    async def stop(self) -> int:
+        self.die()
+        return 0

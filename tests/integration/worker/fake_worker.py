@@ -1,0 +1,45 @@
+"""A worker process with a pretending engine: `fake_worker.py REDIS_URL FOLDER NAME BEAT_TTL_MS STEP_S`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fake_engine import FakeEngine
+
+from treadle.queue import keys
+from treadle.rpc import run_service
+from treadle.telemetry import configure_logging
+from treadle_worker import intake
+from treadle_worker.config import EngineConfig, WorkerConfig
+from treadle_worker.jobs import Artifact
+from treadle_worker.worker import Worker
+
+
+async def serve(stop: asyncio.Event) -> None:
+    redis_url, folder, name, ttl_ms, step_s = sys.argv[1:]
+    keys.BEAT_TTL_MS = int(ttl_ms)
+    keys.BEAT_EVERY_MS = int(ttl_ms) // 4
+    intake.SWEEP_S = 0.1
+
+    async def resolve(model: str) -> Artifact:
+        return Artifact("sha256:a", "sha256:c", "sha256:t", folder)
+
+    async def start_engine(folder: Path, config: EngineConfig) -> FakeEngine:
+        return FakeEngine(float(step_s))
+
+    async def set_ready(ready: bool) -> None:
+        if ready:
+            print("ready", flush=True)
+
+    config = WorkerConfig(name=name, models=("toy",), TREADLE_REDIS_URL=redis_url)
+    worker = Worker(config, EngineConfig(), resolve=resolve, start_engine=start_engine, set_ready=set_ready)
+    async with worker.running():
+        await stop.wait()
+
+
+configure_logging("fake-worker")
+run_service(serve)

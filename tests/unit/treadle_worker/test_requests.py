@@ -1,0 +1,161 @@
+"""What one request makes of the engine's outputs, without Redis."""
+
+from __future__ import annotations
+
+import pytest
+import tokenizers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from treadle.api.worker.v1.queue_pb2 import StreamEntry
+from treadle.errors import DeadlineExceeded
+from treadle.queue import codec
+from treadle.queue.keys import RequestKeys
+from treadle.queue.lanes import Delivery
+from treadle.text.tokenizer import Tokenizer
+from treadle_worker.engine_protocol import SamplingParams, SequenceOutput, TokenLogprobs
+from treadle_worker.jobs import History, Job
+from treadle_worker.requests import RequestTable, RunningRequest
+
+ALPHABET = sorted(ByteLevel.alphabet())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    backend = tokenizers.Tokenizer(BPE({character: place for place, character in enumerate(ALPHABET)}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    backend.decoder = ByteLevelDecoder()
+    return Tokenizer(backend)
+
+
+@pytest.fixture
+def make(tokenizer: Tokenizer):
+    def running(history: History | None = None, *, epoch: int = 1, **fields) -> RunningRequest:
+        sampling = SamplingParams(max_new_tokens=50, **fields.pop("sampling", {}))
+        job = Job(RequestKeys("t", "r"), (1, 2, 3), sampling, **fields)
+        delivery = Delivery("lane", "1-0", b"")
+        return RunningRequest(
+            job, delivery, epoch, tokenizer=tokenizer, history=history or History(), watchers={"g"}
+        )
+
+    return running
+
+
+def drained(request: RunningRequest) -> list[StreamEntry]:
+    """Everything there is to write, as if each write arrived at once."""
+    entries = []
+    while (outgoing := request.outgoing()) is not None:
+        assert request.outgoing() is outgoing
+        entries.append(codec.decode(StreamEntry, outgoing.data))
+        assert outgoing.number == len(entries)
+        assert outgoing.is_terminal == entries[-1].HasField("terminal")
+        request.written()
+        if outgoing.is_terminal:
+            break
+    return entries
+
+
+def step(request: RunningRequest, index: int, ids: list[int], **fields) -> bool:
+    return request.accept(
+        SequenceOutput(request_id=request.engine_id, first_index=index, token_ids=ids, **fields)
+    )
+
+
+def kinds(entries) -> list[str]:
+    return [entry.WhichOneof("entry") for entry in entries]
+
+
+def test_tokens_gather_while_an_entry_is_on_its_way(make, tokenizer):
+    request = make()
+    ids = tokenizer.encode("hello world")
+    step(request, 0, ids[:1], num_cached_tokens=2)
+    started = request.outgoing()
+    for place in range(1, len(ids)):
+        step(request, place, ids[place : place + 1])
+    assert request.outgoing() is started
+    request.written()
+    entry = codec.decode(StreamEntry, request.outgoing().data)
+    assert (entry.tokens.index, list(entry.tokens.token_ids), entry.tokens.text) == (0, ids, "hello world")
+
+
+def test_the_order_is_started_tokens_end(make, tokenizer):
+    request = make()
+    ids = tokenizer.encode("ab")
+    step(request, 0, ids, finish_reason="length", num_cached_tokens=2)
+    entries = drained(request)
+    assert kinds(entries) == ["started", "tokens", "terminal"]
+    assert entries[0].started.cached_tokens == 2
+    assert entries[2].terminal.finished.usage.output_tokens == 2
+
+
+def test_a_stop_string_keeps_the_ids_up_to_it_and_asks_for_an_abort(make, tokenizer):
+    request = make(stop_strings=("cd",))
+    ids = tokenizer.encode("abcdef")
+    logprobs = [TokenLogprobs(logprob=-float(place)) for place in range(6)]
+    assert step(request, 0, ids, logprobs=logprobs)
+    assert not step(request, 6, ids)
+    entries = drained(request)
+    assert entries[1].tokens.text == "ab"
+    assert list(entries[1].tokens.token_ids) == ids[:4]
+    assert [one.logprob for one in entries[1].tokens.logprobs] == [0, -1, -2, -3]
+    assert entries[2].terminal.finished.choices[0].stop_string == "cd"
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_going_on_after_any_number_of_delivered_tokens_gives_the_same_text(make, tokenizer, cut: int):
+    ids = tokenizer.encode("zé x-en")
+    assert len(ids) == 8
+    first = make(stop_strings=("-end",))
+    step(first, 0, ids[:cut])
+    before = "".join(entry.tokens.text for entry in drained(first))
+    second = make(History(True, 5, ids[:cut]), epoch=2, stop_strings=("-end",))
+    command = second.start()
+    assert command.output_token_ids == ids[:cut]
+    step(second, cut, ids[cut:], finish_reason="length")
+    entries = drained(second)
+    assert "started" not in kinds(entries)
+    assert before + "".join(entry.tokens.text for entry in entries) == "zé x-en"
+    assert entries[-1].terminal.finished.usage.cached_tokens == 5
+    assert entries[-1].terminal.finished.usage.output_tokens == 8
+
+
+def test_a_stop_string_among_the_delivered_tokens_ends_it_without_the_engine(make, tokenizer):
+    request = make(History(True, 0, tokenizer.encode("abcd")), stop_strings=("cd",))
+    assert request.start() is None
+    assert kinds(drained(request)) == ["terminal"]
+
+
+def test_a_delivered_stop_token_adds_no_text_at_the_end(make, tokenizer):
+    ids = tokenizer.encode("ab")
+    request = make(History(True, 0, ids), sampling={"stop_token_ids": (ids[-1],)})
+    assert request.start() is not None
+    step(request, 2, [], finish_reason="stop_token", stop_token_id=ids[-1])
+    (end,) = drained(request)
+    assert end.terminal.finished.choices[0].stop_token_id == ids[-1]
+
+
+def test_an_error_drops_what_was_not_written_and_comes_alone(make, tokenizer):
+    request = make()
+    step(request, 0, tokenizer.encode("ab"))
+    request.fail(DeadlineExceeded("late"))
+    request.fail(DeadlineExceeded("again"))
+    (end,) = drained(request)
+    assert end.terminal.error.message == "late"
+
+
+def test_a_gap_in_the_engines_outputs_is_an_error(make, tokenizer):
+    request = make()
+    assert step(request, 3, [1])
+    (end,) = drained(request)
+    assert "token 0" in end.terminal.error.message
+
+
+def test_the_table_knows_a_request_by_every_name(make):
+    table, request = RequestTable(), make()
+    table.add(request)
+    assert table.by_engine_id("t:r@1") is table.by_keys(request.keys) is request
+    assert table.entry_ids == {("lane", "1-0")}
+    table.remove(request)
+    table.remove(request)
+    assert len(table) == 0
