@@ -90,12 +90,12 @@ class Model:
 def run(
     engine: Engine, requests: list[AddRequest], late: list[AddRequest] | None = None
 ) -> dict[str, Answer]:
-    """Every request's whole answer; the late ones come after three steps."""
+    """Every request's whole answer; a late one comes after each step that leaves two running."""
     for request in requests:
         engine.add_request(request)
     late = list(late or [])
     answers = {request.request_id: Answer([], [], 0) for request in [*requests, *late]}
-    while engine.has_work:
+    while engine.has_work or late:
         step = engine.step()
         for output in step.outputs:
             assert output.error == ""
@@ -105,9 +105,8 @@ def run(
                 said.logprobs + (output.logprobs or []),
                 output.num_cached_tokens,
             )
-        if step.stats.num_steps == 3:
-            for request in late:
-                engine.add_request(request)
+        if late and (step.stats.num_running >= 2 or not engine.has_work):
+            engine.add_request(late.pop(0))
     return answers
 
 
