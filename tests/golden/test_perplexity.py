@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
@@ -28,6 +29,7 @@ def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> floa
     return -logits.double().log_softmax(-1).gather(1, targets[:, None]).sum().item()
 
 
+@pytest.mark.timeout(900)
 def test_perplexity_of_a_window_equals_transformers(smollm2_folder: Path):
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
     ids = tokenizer.encode(TEXT.read_text(), add_special_tokens=False).ids[:WINDOW]
