@@ -16,8 +16,8 @@ class EngineConfig(BaseSettings):
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, then mps, then the CPU."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
-    block_size: int = Field(default=32, ge=8, le=256)
-    """Tokens a KV block."""
+    block_size: int = Field(default=32, ge=16, le=256, multiple_of=16)
+    """Tokens a KV block. Sums over fewer than 16 keys are rounded by where they stand."""
     num_blocks: int | None = Field(default=None, ge=2)
     """KV blocks; unset: what kv_cache_bytes holds."""
     kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
@@ -30,7 +30,6 @@ class EngineConfig(BaseSettings):
     enable_prefix_caching: bool = True
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the tensor library; unset: the cores."""
-    seed: int = 0
 
 
 class WorkerConfig(BaseSettings):

@@ -71,7 +71,7 @@ class EngineClient:
             )
         reader, writer = await asyncio.open_connection(sock=ours)
         client = cls(process, reader, writer)
-        settings = EngineStart(model_folder=str(model_folder), **config.model_dump(exclude={"seed"}))
+        settings = EngineStart(model_folder=str(model_folder), **config.model_dump())
         await client._write(msgspec.msgpack.encode(settings))
         return client
 
