@@ -16,6 +16,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
 
 from treadle.errors import ResourceExhausted, TreadleError, Unavailable
 
@@ -78,6 +79,8 @@ def _client(url: str, max_connections: int, timeout_s: float) -> Redis:
         socket_timeout=None,
         socket_connect_timeout=CONNECT_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
+        # With these on, redis-py gives out a connection whose other end is gone, for RESP3 may push.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     client = BoundedRedis(connection_pool=pool)
     client.auto_close_connection_pool = True

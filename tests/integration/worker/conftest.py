@@ -176,7 +176,7 @@ def ask(redis: Redis) -> Callable[..., object]:
     """Submits a request as a gateway does; returns its prompt."""
 
     async def submitted(request_id: str, length: int = 40, **fields) -> list[int]:
-        prompt = [len(request_id), *request_id.encode()]
+        prompt = fields.pop("prompt", [len(request_id), *request_id.encode()])
         stopping = {"max_new_tokens": length} | fields.pop("stopping", {})
         entry = LaneEntry(
             request_id=request_id,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from redis.asyncio import Redis
 
@@ -100,3 +102,40 @@ async def test_redis_away_is_unavailable_with_a_time_to_wait():
     assert caught.value.reason == "REDIS_UNAVAILABLE"
     assert caught.value.retry_after_s
     await client.aclose()
+
+
+async def test_a_connection_that_was_cut_while_idle_is_replaced_silently(redis: Redis, redis_url: str):
+    client = connect(redis_url)
+    await read_log(client, A)
+    cut = await redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await asyncio.sleep(0.05)
+    assert not (await read_log(client, A)).exists
+    await client.aclose()
+    assert cut >= 1
+
+
+async def test_a_redis_that_does_not_answer_is_unavailable(redis: Redis, redis_url: str):
+    client = connect(redis_url)
+    client.timeout_s = 0.2
+    await read_log(client, A)
+    await redis.execute_command("CLIENT", "PAUSE", "1000", "ALL")
+    with pytest.raises(Unavailable):
+        await read_log(client, A)
+    client.timeout_s = 5.0
+    assert not (await read_log(client, A)).exists
+    await client.aclose()
+
+
+async def test_a_cancelled_call_ends(redis: Redis):
+    """Cancelled at every turn of the event loop, a command never swallows it."""
+    cancelled = 0
+    for turns in range(30):
+        task = asyncio.create_task(read_log(redis, A))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running = task.cancel()
+        await asyncio.wait({task}, timeout=5)
+        assert task.cancelled() == running, turns
+        cancelled += running
+    assert cancelled > 3
+    assert not (await read_log(redis, A)).exists
