@@ -275,6 +275,8 @@ async def connect_to() -> AsyncIterator[Callable]:
 
         async def connect_to(gateway: Gateway) -> inference_pb2_grpc.InferenceServiceStub:
             channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{gateway.server.port}"))
+            # Channels of a process share connections by address, and a port may have been another test's.
+            await channel.channel_ready()
             return inference_pb2_grpc.InferenceServiceStub(channel)
 
         yield connect_to

@@ -27,6 +27,7 @@ async def test_each_item_is_answered_and_fails_alone(gateway, worker, generation
             yield data
 
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
+        await channel.channel_ready()
         method = channel.stream_stream(
             METHOD,
             request_serializer=bytes,

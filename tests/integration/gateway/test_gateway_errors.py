@@ -143,6 +143,7 @@ async def test_without_redis_everybody_is_told(start_gateway, connect_to, genera
 
 async def test_ready_when_all_it_needs_is_there(gateway, tokenizer_server, eventually):
     async with open_channel(f"127.0.0.1:{gateway.server.port}") as channel:
+        await channel.channel_ready()
         health = health_pb2_grpc.HealthStub(channel)
 
         async def status(service: str = "") -> int:
@@ -195,6 +196,7 @@ async def test_encoder_tasks_have_no_code_yet(stub, method):
 
 async def test_what_cannot_be_decoded_is_said(gateway):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
+        await channel.channel_ready()
         method = channel.unary_unary("/treadle.api.inference.v1.InferenceService/Generate")
         error = await failure(method(b"\xff\xff", timeout=5))
         assert (error.code, error.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
