@@ -49,7 +49,8 @@ def show_error(error: TreadleError) -> None:
     console = message_console()
     console.print(Text.assemble(("error: ", "bold red"), error.message))
     lines = [("reason", error.reason if error.reason == error.code else f"{error.code}, {error.reason}")]
-    lines += [("field", f"{violation.field}: {violation.description}") for violation in error.fields]
+    fields = [f"{violation.field}: {violation.description}" for violation in error.fields]
+    lines += [("field", field) for field in fields if field != error.message]
     if error.retry_after_s is not None:
         lines.append(("again", f"in {error.retry_after_s:g} s"))
     if way_out := _way_out(error):

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from treadle.client import ImportProgress, ModelSource, RegistryClient
+from treadle.client import ModelSource, RegistryClient
 from treadle.errors import NotFound, Unavailable, invalid_field
 from treadle.local.home import Home
 from treadle.local.observer import Observer
@@ -99,11 +99,17 @@ class LocalStack:
         aliases = [model.alias for model in options.models]
         specs = service_specs(self.home, self.addresses, redis_url, aliases, options.inherited)
         workers = worker_names(options.workers)
-        self._supervisor.start(*(spec for name, spec in specs.items() if name not in workers))
+        # The longest way is registry, then worker: what else there is must not take its share of the cores.
+        self._supervisor.start(specs["registry"])
         await self._supervisor.ready("registry")
-        await self._import_missing()
-        # A worker loads its models as it starts: they must be there by now.
-        self._supervisor.start(*(specs[name] for name in workers))
+        missing = await self._missing_models()
+        if not missing:
+            self._supervisor.start(*(specs[name] for name in workers))
+        self._supervisor.start(*(specs[name] for name in ("gateway", "tokenizer", "trainer")))
+        if missing:
+            await self._import(missing)
+            # A worker loads its models as it starts: they must be there by now.
+            self._supervisor.start(*(specs[name] for name in workers))
         await self._supervisor.ready()
         self.home.write_addresses(self.addresses)
 
@@ -133,22 +139,26 @@ class LocalStack:
             reason="NO_REDIS",
         )
 
-    async def _import_missing(self) -> None:
+    async def _missing_models(self) -> list[ModelToServe]:
+        """The models that the registry does not know yet; raises NotFound for one without a source."""
+        missing = []
         async with RegistryClient(self.addresses["registry"]) as registry:
             for model in self._options.models:
                 try:
                     await registry.resolve(model.alias)
-                except NotFound:
-                    await self._import(registry, model)
+                except NotFound as error:
+                    if model.source is None:
+                        raise NotFound(
+                            f"the store has no model {model.alias!r}; say where it is: "
+                            f"--model {model.alias}=<folder, .gguf file or package:name>",
+                            reason="MODEL_NOT_FOUND",
+                        ) from error
+                    missing.append(model)
+        return missing
 
-    async def _import(self, registry: RegistryClient, model: ModelToServe) -> None:
-        if model.source is None:
-            raise NotFound(
-                f"the store has no model {model.alias!r}; say where it is: "
-                f"--model {model.alias}=<folder, .gguf file or package:name>",
-                reason="MODEL_NOT_FOUND",
-            )
-        last: ImportProgress | None = None
-        async for last in registry.import_model(model.source, alias=model.alias):
-            self._observer.importing(model.alias, last)
-        assert last is not None
+    async def _import(self, models: Sequence[ModelToServe]) -> None:
+        async with RegistryClient(self.addresses["registry"]) as registry:
+            for model in models:
+                assert model.source is not None
+                async for progress in registry.import_model(model.source, alias=model.alias):
+                    self._observer.importing(model.alias, progress)
