@@ -29,7 +29,7 @@ class ModelSource:
         if text.startswith(_PACKAGE_PREFIX):
             return cls("package", text.removeprefix(_PACKAGE_PREFIX))
         path = Path(text).expanduser()
-        if path.is_dir():
+        if text and path.is_dir():
             return cls("folder", str(path.resolve()))
         if text.endswith(".gguf"):
             return cls("gguf_file", str(path.resolve()))
