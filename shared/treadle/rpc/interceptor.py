@@ -7,6 +7,7 @@ deserialiser gives back a marker instead, and the marker is refused here as INVA
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -104,8 +105,12 @@ def _wrap_stream(behaviour: Any, method: str, request_streaming: bool) -> Any:
         with bind_request_id("" if request_streaming else _request_id(request)):
             try:
                 checked = _checked_stream(request) if request_streaming else _checked(request)
-                async for response in behaviour(checked, context):
-                    yield response
+                responses = behaviour(checked, context)
+                if inspect.isawaitable(responses):  # a handler that writes to the context, as Health.Watch
+                    await responses
+                else:
+                    async for response in responses:
+                        yield response
             except BaseException as error:
                 await _fail(context, method, started, error)
                 raise

@@ -22,7 +22,9 @@ def bind_request_id(request_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _request_id.reset(token)
+        # A generator that was left in the middle is closed by another task: there is nothing to undo there.
+        with contextlib.suppress(ValueError):
+            _request_id.reset(token)
 
 
 class JsonFormatter(logging.Formatter):

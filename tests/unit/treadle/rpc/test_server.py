@@ -121,6 +121,17 @@ async def test_readiness_and_liveness_are_apart(server, channel):
     assert [await check(name) for name in ("", SERVICE, "liveness")] == [serving, serving, serving]
 
 
+async def test_health_can_be_watched(server, channel):
+    seen = []
+    stub = health_pb2_grpc.HealthStub(channel)
+    async for response in stub.Watch(health_pb2.HealthCheckRequest(), timeout=5):
+        seen.append(response.status)
+        if len(seen) == 2:
+            break
+        await server.set_ready(True)
+    assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, health_pb2.HealthCheckResponse.SERVING]
+
+
 async def test_reflection_lists_the_services(channel):
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
