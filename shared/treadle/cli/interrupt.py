@@ -7,8 +7,6 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import typer
-
 _T = TypeVar("_T")
 
 
@@ -38,4 +36,4 @@ def run_until_interrupted(main: Coroutine[Any, Any, _T]) -> _T:
     except asyncio.CancelledError:
         if not received:
             raise
-        raise typer.Exit(128 + received[0]) from None
+        raise SystemExit(128 + received[0]) from None
