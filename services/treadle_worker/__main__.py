@@ -56,7 +56,7 @@ async def _run(worker: Worker, stop: asyncio.Event) -> None:
 
 def main() -> None:
     """The entry point."""
-    configure_logging("treadle-worker")
+    configure_logging("worker")
     run_service(serve)
 
 

@@ -103,6 +103,16 @@ class Claimer:
             entry.HasField("fence") and id_.epoch != taken.epoch for id_, entry in taken.entries
         )
         self._table.add(request)
+        logger.info(
+            "took a request",
+            extra={
+                "request_id": job.request.request_id,
+                "tenant": job.request.tenant,
+                "epoch": taken.epoch,
+                "prompt_tokens": len(job.prompt_token_ids),
+                "delivered_tokens": len(history.token_ids),
+            },
+        )
         if job.timeout_ms:
             left_ms = delivery.added_ms + job.timeout_ms - self._clock.now_ms()
             if left_ms <= 0:

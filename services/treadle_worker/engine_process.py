@@ -55,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the supervisor decides
-    configure_logging("treadle-engine")
+    configure_logging("engine")
     frames = FrameSocket(socket.socket(fileno=arguments.fd))
     try:
         serve(frames)

@@ -124,6 +124,7 @@ class StreamWriter:
                 self.entries_written += 1
                 request.written()
                 if is_terminal:
+                    logger.info("ended a request", extra={"request_id": request.keys.request_id})
                     self.finish(request)
                     self._let_go(request, outcome)
             else:

@@ -262,7 +262,7 @@ async def test_logs_are_json_and_follow_the_request(stub, suite):
     request_id = f"logged-{uuid.uuid4().hex}"
     secret = "unmistakable heliotrope wording"
     await stream(stub, generation(secret, 3, request_id=request_id))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
     for service in ("gateway", "worker"):
         lines = [line for line in suite.log(service) if line.get("request_id") == request_id]
         assert lines, f"{service} logged nothing of {request_id}"
