@@ -13,6 +13,7 @@ from treadle.api.worker.v1.queue_pb2 import LaneEntry
 from treadle.errors import Cancelled
 from treadle.queue import control, dirty, keys, submission, workers
 from treadle.queue.connection import connect_blocking
+from treadle.queue.epochs import take
 from treadle.queue.keys import RequestKeys
 from treadle.rpc import to_status
 from treadle_worker import intake
@@ -301,6 +302,24 @@ async def test_broken_connections_lose_nothing(redis, bench, ask, outcome, answe
         await lanes_empty()
         assert killed > 3
         print("connections broken:", killed)
+
+
+async def test_a_request_that_was_fenced_and_never_ended_is_taken_again(
+    redis, bench, ask, outcome, first_tokens, answer, lanes_empty, monkeypatch
+):
+    monkeypatch.setattr(intake, "STRAY_MS", 200)
+    monkeypatch.setattr(intake, "SWEEP_S", 0.1)
+    async with bench(step_s=0.004) as one:
+        prompt = await ask("r1", 150)
+        await first_tokens("r1", 5)
+        # As a gateway that dies in the middle of a cancellation.
+        (taken,) = await take(redis, [key("r1")], "")
+        found = await outcome("r1")
+        assert found.token_ids == answer(prompt, 150)
+        assert found.kinds.count("fence") == 3
+        assert taken.epoch == 2
+        assert len(one.engine.added) == 2
+        await lanes_empty()
 
 
 async def test_a_full_redis_delays_and_loses_nothing(redis, bench, ask, outcome, first_tokens, answer):
