@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from treadle.errors import InvalidArgument
@@ -34,7 +34,6 @@ class TextParts:
     chat_templates: Mapping[str, str]
     generation: Mapping[str, Any]
     license: str = ""
-    notes: tuple[str, ...] = field(default=())
 
 
 def json_bytes(value: object) -> bytes:
@@ -85,7 +84,6 @@ def manifest_of(staging: Staging, parts: TextParts, tensors: TensorDigests, sour
         source_files=staging.listed("source"),
         source=source,
         create_time=time.time(),
-        notes=parts.notes,
     )
 
 

@@ -126,7 +126,7 @@ class Catalog:
         return [digest for (digest,) in self._db.execute(query, (after, limit))]
 
     def remove_artifact(self, digest: str) -> None:
-        """Takes it out of the index; raises NotFound, and FailedPrecondition with the aliases that hold it."""
+        """Takes it out of the index; raises NotFound, and FailedPrecondition while aliases hold it."""
         with self._transaction():
             self._need_artifact(digest)
             rows = self._db.execute("SELECT name FROM aliases WHERE digest = ? ORDER BY name", (digest,))

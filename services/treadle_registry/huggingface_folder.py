@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from treadle.errors import FailedPrecondition, InvalidArgument
 from treadle.models.config import parse_config
@@ -69,7 +70,9 @@ class HuggingFaceFolder:
     def stage(self, staging: Staging, report: Report) -> tuple[TextParts, TensorDigests]:
         """Writes the canonical weights from the copies in `staging`."""
         parts, places = self._read({name: staging.path(f"source/{name}") for name in self.files})
-        if len(self._weights) == 1 and all(tensor.dtype == "BF16" for _, tensor in places.values()):
+        if len(self._weights) == 1 and all(
+            tensor.dtype == "BF16" and not _DERIVED.fullmatch(name) for name, (_, tensor) in places.items()
+        ):
             (name,) = self._weights
             staging.share(f"source/{name}", WEIGHTS)
             return parts, _hash_shared(staging.path(WEIGHTS), report)
@@ -93,11 +96,14 @@ class HuggingFaceFolder:
                 "config.json says that the weights are quantised; import the unquantised model",
                 reason="UNSUPPORTED_QUANTIZATION",
             )
-        places = {
-            name: (files[file], tensor)
-            for file in self._weights
-            for name, tensor in read_header(files[file]).items()
-        }
+        places: dict[str, tuple[Path, StoredTensor]] = {}
+        for file in self._weights:
+            tensors = read_header(files[file])
+            if twice := places.keys() & tensors.keys():
+                raise InvalidArgument(
+                    f"{min(twice)} is in {file} and in another file too", reason="CORRUPT_WEIGHTS"
+                )
+            places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         _check_tensors(config, places)
         return _text_parts(files, config), places
 
@@ -172,6 +178,12 @@ def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, S
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:
     tokenizer = read_json(files["tokenizer.json"])
     text = files["tokenizer.json"].read_bytes()
+    try:
+        Tokenizer.from_buffer(text)
+    except Exception as error:
+        raise InvalidArgument(
+            f"tokenizer.json cannot be loaded: {str(error)[:300]}", reason="CORRUPT_TOKENIZER"
+        ) from error
     if tokenizer.get("padding") is not None or tokenizer.get("truncation") is not None:
         # These belong to a call; baked in, they would cut or fill every prompt.
         tokenizer |= {"padding": None, "truncation": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from treadle.process import child_command
 from treadle_registry.job import Imported, Source, encode_job, event_from_json
 from treadle_registry.progress import ImportProgress, Report
 
+logger = logging.getLogger(__name__)
+
 _LINE_LIMIT = 1 << 20
 _LAST_WORDS = 2000
 
 
 class ImportProcess:
-    """One child. Cancelling `run` kills it; what it leaves half done counts for nothing until it is swept up."""
+    """One child. Cancelling `run` kills it; what it leaves half done counts for nothing, and is swept up."""
 
     def __init__(self, store: Path, source: Source, *, validate_only: bool) -> None:
         self._job = encode_job(store, source, validate_only=validate_only)
@@ -67,8 +70,9 @@ class ImportProcess:
                 return event
             report(event)
         code = await process.wait()
+        logger.error("an import's process died", extra={"exit_code": code, "last_words": await words})
         raise Internal(
-            f"the import's process ended with {code} and no result: {await words or 'it said nothing'}",
+            f"the import's process ended with {code} and no result; the registry's log has its last words",
             reason="IMPORT_DIED",
         )
 

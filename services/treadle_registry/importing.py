@@ -32,7 +32,6 @@ def check_source(source: Source) -> Manifest:
         ),
         source=str(source),
         create_time=0.0,
-        notes=parts.notes,
     )
 
 

@@ -52,7 +52,7 @@ class ImportOperation:
     name: str
     request: ImportRequest
     create_time: float
-    progress: ImportProgress = ImportProgress(Stage.CHECKING)
+    progress: ImportProgress = field(default_factory=lambda: ImportProgress(Stage.CHECKING))
     outcome: Imported | TreadleError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     cancelling: bool = False

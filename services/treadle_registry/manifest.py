@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from treadle.errors import DataLoss
@@ -67,8 +67,6 @@ class Manifest:
     """Seconds since 1970."""
     converter: str = CONVERTER
     parent_digest: str = ""
-    notes: tuple[str, ...] = field(default=())
-    """What the conversion left out or assumed, for people."""
 
     @property
     def digest(self) -> str:
@@ -99,7 +97,6 @@ class Manifest:
                 defaults=GenerationDefaults(**defaults | {"eos_token_ids": tuple(defaults["eos_token_ids"])}),
                 files=tuple(StoredFile(**file) for file in raw.pop("files")),
                 source_files=tuple(StoredFile(**file) for file in raw.pop("source_files")),
-                notes=tuple(raw.pop("notes")),
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

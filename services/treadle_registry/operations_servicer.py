@@ -1,5 +1,7 @@
 """google.longrunning.Operations over the registry's imports."""
 
+# ruff: noqa: N802 - RPCs are named by the contract
+
 from __future__ import annotations
 
 from google.longrunning import operations_pb2_grpc, operations_proto_pb2

@@ -7,17 +7,20 @@ pointed at an artifact while that is being deleted.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from treadle.errors import Aborted, NotFound
+from treadle.errors import Aborted, DataLoss, NotFound
 from treadle_registry.catalog import Alias, Catalog
 from treadle_registry.job import Imported
 from treadle_registry.names import check_alias, check_digest, is_digest
 from treadle_registry.pages import LAST, next_token, page_size, read_token
 from treadle_registry.store import Published, Store
+
+logger = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -38,7 +41,7 @@ class Registry:
         def prepare() -> tuple[Store, Catalog]:
             store = Store.open(folder)
             catalog = Catalog(folder)
-            catalog.index(store.digests())
+            catalog.index(_readable(store))
             return store, catalog
 
         try:
@@ -136,6 +139,19 @@ class Registry:
                 self.catalog.set_alias(alias, digest)
 
         await self.in_thread(take)
+
+
+def _readable(store: Store) -> list[str]:
+    """The artifacts whose manifests can be read: one that cannot must not take the others along."""
+    readable = []
+    for digest in store.digests():
+        try:
+            store.get(digest)
+        except DataLoss as error:
+            logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
+        else:
+            readable.append(digest)
+    return readable
 
 
 def _page(rows: list[_T], limit: int, listing: str, key: Callable[[_T], str | int]) -> tuple[list[_T], str]:

@@ -1,5 +1,7 @@
 """The registry's RPCs: convert, call, convert back."""
 
+# ruff: noqa: N802 - RPCs are named by the contract
+
 from __future__ import annotations
 
 from google.longrunning import operations_proto_pb2

@@ -123,7 +123,6 @@ class Store:
         blob.parent.mkdir(exist_ok=True)
         try:
             os.link(path, blob)
-            fsync_folder(blob.parent)
         except FileExistsError:
             if blob.stat().st_size != file.size:
                 raise DataLoss(
@@ -134,6 +133,7 @@ class Store:
             if not blob.samefile(path):
                 path.unlink()
                 os.link(blob, path)
+        fsync_folder(blob.parent)
 
     def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
         aside = folder / f"{MANIFEST}.new"
