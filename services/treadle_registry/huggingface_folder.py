@@ -91,7 +91,14 @@ class HuggingFaceFolder:
 
     def _read(self, files: Mapping[str, Path]) -> tuple[TextParts, dict[str, tuple[Path, StoredTensor]]]:
         config = read_json(files["config.json"])
-        if "quantization_config" in config:
+        for name in ("config.json", "tokenizer_config.json"):
+            if name in files and read_json(files[name]).get("auto_map"):
+                raise FailedPrecondition(
+                    f"{name} asks for code of the model's own (auto_map), which is never run; remove the "
+                    "entry where the model is of a supported type without it",
+                    reason="REMOTE_CODE",
+                )
+        if config.get("quantization_config"):
             raise FailedPrecondition(
                 "config.json says that the weights are quantised; import the unquantised model",
                 reason="UNSUPPORTED_QUANTIZATION",
@@ -189,12 +196,6 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         tokenizer |= {"padding": None, "truncation": None}
         text = json_bytes(tokenizer)
     tokenizer_config = _optional(files, "tokenizer_config.json")
-    if "auto_map" in tokenizer_config or "auto_map" in config:
-        raise FailedPrecondition(
-            "the model asks for code of its own (auto_map), which is never run; remove it if the model is of "
-            "a supported type without it",
-            reason="REMOTE_CODE",
-        )
     templates = _chat_templates(files, tokenizer_config.pop("chat_template", None))
     generation = _optional(files, "generation_config.json")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

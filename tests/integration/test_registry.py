@@ -121,6 +121,9 @@ def write_folder(folder: Path, seed: int = 0) -> Path:
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
         "vocab_size": 40,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
         "tie_word_embeddings": True,
     }
     folder.mkdir()

@@ -31,6 +31,9 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 50,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
     "eos_token_id": 3,
 }
 TOKENIZER = {
@@ -263,7 +266,7 @@ FILES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "architecture": ({"config__json": CONFIG | {"model_type": "bert"}}, "UNSUPPORTED_ARCHITECTURE", "bert"),
     "quantised": (
-        {"config__json": CONFIG | {"quantization_config": {}}},
+        {"config__json": CONFIG | {"quantization_config": {"bits": 4}}},
         "UNSUPPORTED_QUANTIZATION",
         "quantised",
     ),
