@@ -72,7 +72,7 @@ def main() -> None:
     """The entry point: exits 0 when all went well, 1 at an error, 2 at a wrong call, 130 at Ctrl-C."""
     tolerate_any_text()
     try:
-        build_app()()
+        build_app()(prog_name="treadle")
     except TreadleError as error:
         show_error(error)
         sys.exit(1)
