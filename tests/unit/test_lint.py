@@ -35,8 +35,8 @@ def test_mypy_reads_both_roots(tmp_path: Path, root: str):
 @pytest.mark.parametrize(
     ("file", "line", "contract"),
     [
-        ("services/treadle_gateway/planted.py", "import treadle_registry", "The services talk through contracts only"),
-        ("shared/treadle/text/planted.py", "import treadle_worker", "The shared package never imports a service"),
+        ("services/treadle_gateway/planted.py", "import treadle_registry", "The services talk through"),
+        ("shared/treadle/text/planted.py", "import treadle_worker", "The shared package never"),
         ("shared/treadle/text/planted.py", "import treadle.nn.llama", "No torch outside the engine"),
         ("services/treadle_registry/planted.py", "import torch", "No torch outside the engine"),
         ("shared/treadle/queue/planted.py", "import treadle.rpc", "No gRPC in the engine"),
@@ -61,8 +61,12 @@ def test_ruff_refuses_pickle_and_torch_load(tmp_path: Path):
     planted = tmp_path / "services" / "treadle_worker" / "planted.py"
     planted.parent.mkdir(parents=True)
     planted.write_text(
-        '"""Planted."""\n\nimport pickle\n\nimport torch\n\nprint(pickle.loads(b""), torch.load("weights.pt"))\n'
+        'import pickle\n\nimport torch\n\nprint(pickle.loads(b""), torch.load("weights.pt"))\n'
     )
     result = run([str(BIN / "ruff"), "check", "--output-format", "concise"], tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert {"S301", "S614"} <= set(result.stdout.replace(":", " ").split())
+    refused = [line for line in result.stdout.splitlines() if "TID251" in line]
+    assert [name for name in ("`pickle`", "`torch.load`") if any(name in line for line in refused)] == [
+        "`pickle`",
+        "`torch.load`",
+    ]
