@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
+import pickle  # noqa: TID251 - makes what must be refused
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
