@@ -5,6 +5,8 @@ Shapes: T tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,42 +15,78 @@ FLOAT32_ROWS = 8
 """Float32 products take rows in multiples of this: the kernels round a shorter remainder otherwise."""
 
 
-def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype in which weights of `dtype` are kept for products on `device`.
-
-    A CPU without instructions for a half type multiplies it some ten times slower than float32. There
-    the weights are widened once, which is exact, and the products accumulate in float32 as ever.
-    """
-    if device.type != "cpu" or dtype is torch.float32:
-        return dtype
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return dtype if supported[dtype]() else torch.float32
-
-
 class Linear(nn.Module):
     """`x W^T + b`, each row with the same bits whatever the number of rows.
 
-    The weights have the dtype of x, or are float32; the result has the dtype of x. bfloat16 products have
-    that property by themselves; float32 ones once their rows are padded.
+    Accumulated in float32; the result has the dtype of x. bfloat16 products have the property by
+    themselves, the others once their rows are padded. `prepare` chooses the kernel, by dtype and
+    machine, never by the batch.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self._packed: _PackedHalf | None = None
+
+    def prepare(self) -> None:
+        """Once the weights are there: packs or widens them where the CPU has no products of their dtype.
+
+        torch's own fallback for a half type is some ten times slower than float32.
+        """
+        if _has_products(self.weight):
+            return
+        if "fbgemm" in torch.backends.quantized.supported_engines:
+            self._packed = _PackedHalf(self.weight, self.bias)
+        else:
+            self.float()
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, I] to [T, O]."""
+        if self._packed is not None:
+            return self._packed(x_TI)
         rows, dtype = x_TI.shape[0], x_TI.dtype
         x_TI = x_TI.to(self.weight.dtype)
-        missing = -rows % FLOAT32_ROWS if x_TI.dtype is torch.float32 else 0
-        if missing:
-            x_TI = F.pad(x_TI, (0, 0, 0, missing))
-        y_TO = F.linear(x_TI, self.weight, self.bias)
-        return (y_TO[:rows] if missing else y_TO).to(dtype)
+        if x_TI.dtype is torch.float32:
+            x_TI = _pad_rows(x_TI, FLOAT32_ROWS)
+        return F.linear(x_TI, self.weight, self.bias)[:rows].to(dtype)
+
+
+class _PackedHalf:
+    """FBGEMM's float16 weights with float32 rows, for x86 CPUs without products of half types.
+
+    The weights are scaled by a power of two, so that bfloat16 values down to 2 ** -29 of the largest one
+    are exact in float16; smaller ones are off by less than 2 ** -40 of it.
+    """
+
+    ROWS = 6
+    """Rows of FBGEMM's widest kernel: a remainder goes to a kernel that adds in another order."""
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        largest = float(weight_OI.abs().max())
+        exponent = 15 - math.frexp(largest)[1] if 0 < largest < math.inf else 0
+        scale = math.ldexp(1.0, exponent)
+        bias = None if bias_O is None else bias_O.float() * scale
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight_OI.float() * scale, bias)
+        self._unscale = 1.0 / scale
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        rows_RI = _pad_rows(x_TI.float(), self.ROWS)
+        y_RO: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_RI, self._packed)
+        return (y_RO[: x_TI.shape[0]] * self._unscale).to(x_TI.dtype)
+
+
+def _pad_rows(x_TI: Tensor, multiple: int) -> Tensor:
+    missing = -x_TI.shape[0] % multiple
+    return F.pad(x_TI, (0, 0, 0, missing)) if missing else x_TI
+
+
+def _has_products(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype is torch.float32:
+        return True
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
 from treadle.models.config import ModelConfig, read_config
 from treadle.nn import llama
-from treadle.nn.linear import Linear, product_dtype
+from treadle.nn.linear import Linear
 
 BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
     "llama": llama.build,
@@ -29,10 +29,9 @@ INDEX = "model.safetensors.index.json"
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.LlamaForCausalLM:
     """The model of a canonical folder, in `dtype` on `device`.
 
-    Weights that are stored as they are used stay memory-mapped on the CPU (`product_dtype` says when
-    they are not). Raises InvalidArgument or
-    FailedPrecondition for the configuration, and DataLoss for files that are missing, damaged, or hold
-    other tensors than the configuration asks for; the message names them.
+    Weights that are stored in `dtype` stay memory-mapped on the CPU; `Linear.prepare` says where a copy
+    is made. Raises InvalidArgument or FailedPrecondition for the configuration, and DataLoss for files
+    that are missing, damaged, or hold other tensors than it asks for; the message names them.
     """
     config = read_config(folder)
     model = BUILDERS[config.model_type](config)
@@ -45,13 +44,12 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.
             f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
         )
     state |= {name: state[source] for name, source in tied.items()}
-    wide = product_dtype(dtype, device)
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            for part, _ in module.named_parameters():
-                state[f"{name}.{part}"] = state[f"{name}.{part}"].to(wide)
     model.load_state_dict(state, strict=True, assign=True)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.prepare()
+    return model
 
 
 def weight_files(folder: Path) -> list[Path]:
