@@ -82,7 +82,7 @@ class EngineRun:
         self._engine = engine
         self._links = links
         self.table = RequestTable()
-        self.stats = EngineStats()
+        self.stats = EngineStats(num_blocks=ready.num_blocks, num_free_blocks=ready.num_blocks)
         self.writer = StreamWriter(links.redis, self._let_go)
         self._commands: list[EngineCommand] = []
         self._commanded = asyncio.Event()
