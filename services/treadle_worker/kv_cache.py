@@ -14,24 +14,19 @@ def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) ->
 
 
 class KVCache:
-    """Keys and values of every layer, each [blocks, K, block_size, D].
+    """Keys of every layer, each [blocks, K, D, block_size], and values, each [blocks, K, block_size, D].
 
-    Heads stand before positions, so that a gathered block is the operand of a product as it is.
+    Heads stand before positions, and a key's dimensions before positions, so that a gathered block is the
+    operand of a product as it is.
     """
 
     def __init__(
         self, num_blocks: int, block_size: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
-        shape = (
-            config.num_hidden_layers,
-            num_blocks,
-            config.num_key_value_heads,
-            block_size,
-            config.head_dim,
-        )
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        heads = (config.num_hidden_layers, num_blocks, config.num_key_value_heads)
+        self.keys = torch.zeros((*heads, config.head_dim, block_size), dtype=dtype, device=device)
+        self.values = torch.zeros((*heads, block_size, config.head_dim), dtype=dtype, device=device)
 
     def clear(self, blocks: torch.Tensor) -> None:
         """Empties blocks that get a new owner.

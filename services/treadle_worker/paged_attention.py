@@ -6,8 +6,8 @@ product has fixed inner sizes and rows in multiples of ROWS; the maximum is exac
 sums over tiles are taken one after another, so that tiles that a query does not see add exact zeros.
 
 Only the blocks that a sequence has, and that its window reaches, are read. All single-token chunks of a
-step are one batch of (sequence, tile) pairs; longer chunks go one by one. Everything that depends on the
-step alone is worked out once for all layers.
+step are one batch of (sequence, tile) pairs; longer chunks go one by one, in pieces. Everything that
+depends on the step alone is worked out once for all layers.
 
 S: sequences; T: tokens; R: rows of a product; H, K: query and key heads; G = H / K; N: (sequence, tile)
 pairs; B: block size; L: keys of the tiles read; D: size of a head.
@@ -27,8 +27,10 @@ from treadle_worker.batch import ScheduledChunk
 from treadle_worker.kv_cache import KVCache
 
 ROWS = 8
-_MAX_SCORES = 1 << 22
-"""Elements of the score matrix that are held at once: 16 MiB."""
+_MAX_SCORES = 1 << 20
+"""Elements of a piece's score matrix: 4 MiB, which stay in the cache from one pass to the next."""
+_TILE_BYTES = 1 << 20
+"""Of float32 keys or values that are gathered at once: they stay in a core's cache until they are read."""
 
 
 class PagedAttention:
@@ -57,23 +59,22 @@ class PagedAttention:
             if decodes:
                 self._decodes[window] = _Decodes.plan(decodes, window, size, device)
             self._prefills[window] = [
-                piece
+                _Prefill.plan(chunk, table.to(device), start, window, size, heads)
                 for chunk, table, start in prefills
-                for piece in _Prefill.plan(chunk, table.to(device), start, window, size, heads)
             ]
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """[T, H, D]; writes the layer's keys and values first."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._blocks_T, :, self._offsets_T] = k_TKD
+        keys[self._blocks_T, :, :, self._offsets_T] = k_TKD
         values[self._blocks_T, :, self._offsets_T] = v_TKD
         window = self._config.window(layer)
         grouped = q_THD.float().unflatten(1, (keys.shape[1], -1)) * q_THD.shape[-1] ** -0.5
         out = torch.empty_like(grouped)
         if (decodes := self._decodes.get(window)) is not None:
             out[decodes.rows] = decodes.attend(grouped[decodes.rows], keys, values)
-        for piece in self._prefills[window]:
-            out[piece.rows] = piece.attend(grouped[piece.rows], keys, values)
+        for prefill in self._prefills[window]:
+            prefill.attend(grouped, keys, values, out)
         return out.flatten(1, 2).to(q_THD.dtype)
 
 
@@ -126,15 +127,26 @@ class _Decodes:
 
     def attend(self, q_SKGD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         S, K, G, D = q_SKGD.shape
+        N, B = len(self.blocks_N), keys.shape[-1]
         q_SKRD = F.pad(q_SKGD, (0, 0, 0, -G % ROWS))
-        k_NKBD, v_NKBD = keys[self.blocks_N].float(), values[self.blocks_N].float()
-        scores = torch.bmm(q_SKRD[self.sequence_N].flatten(0, 1), k_NKBD.flatten(0, 1).transpose(1, 2))
-        scores = scores.view(len(self.blocks_N), -1, k_NKBD.shape[2]) + self.bias_N1B  # [N, K R, B]
+        few = max(1, _TILE_BYTES // (4 * K * B * D))
+        parts = [slice(begin, begin + few) for begin in range(0, N, few)]
+        scores = q_SKRD.new_empty((N * K, q_SKRD.shape[2], B))
+        mixed = q_SKRD.new_empty((N * K, q_SKRD.shape[2], D))
+        for part in parts:
+            q, k = q_SKRD[self.sequence_N[part]], keys.index_select(0, self.blocks_N[part]).float()
+            torch.bmm(q.flatten(0, 1), k.flatten(0, 1), out=scores[part.start * K : part.stop * K])
+        scores = scores.view(N, -1, B)  # [N, K R, B]
+        scores += self.bias_N1B
         top = self._reduce(scores.amax(-1), torch.maximum)  # [S, K R]
-        weights = torch.exp(scores - top[self.sequence_N].unsqueeze(-1))
+        scores -= top[self.sequence_N].unsqueeze(-1)
+        weights = scores.exp_()
         sums = self._reduce(weights.sum(-1), torch.add)
-        mixed = torch.bmm(weights.view(len(self.blocks_N) * K, -1, weights.shape[-1]), v_NKBD.flatten(0, 1))
-        mixed = self._reduce(mixed.view(len(self.blocks_N), -1, D), torch.add)
+        weights = weights.view(N * K, -1, B)
+        for part in parts:
+            place, v = slice(part.start * K, part.stop * K), values.index_select(0, self.blocks_N[part])
+            torch.bmm(weights[place], v.float().flatten(0, 1), out=mixed[place])
+        mixed = self._reduce(mixed.view(N, -1, D), torch.add)
         return (mixed / sums.unsqueeze(-1)).view(S, K, -1, D)[:, :, :G]
 
     def _reduce(self, parts: Tensor, combine: Callable[..., Tensor]) -> Tensor:
@@ -148,19 +160,18 @@ class _Decodes:
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
-    """Consecutive tokens of one sequence."""
+    """Consecutive tokens of one sequence: their tiles are gathered once, their queries go piece by piece."""
 
-    rows: slice
-    """Rows of the step."""
     blocks: Tensor
-    bias_T1L: Tensor
+    pieces: list[_Piece]
 
     @classmethod
     def plan(
         cls, chunk: ScheduledChunk, table: Tensor, row: int, window: int | None, size: int, heads: int
-    ) -> list[_Prefill]:
-        """Pieces of the chunk whose scores are not too many at once."""
+    ) -> _Prefill:
+        """Cuts the chunk so that a piece's scores are not too many at once."""
         end = chunk.start + len(chunk.token_ids)
+        gathered = _first_tile(chunk.start, window, size)
         step = max(ROWS, _MAX_SCORES // (heads * (end + size)))
         pieces = []
         for begin in range(chunk.start, end, step):
@@ -170,27 +181,46 @@ class _Prefill:
             keys = torch.arange(first * size, last * size, device=table.device)
             bias = _bias(queries[:, None], keys, window).unsqueeze(1)
             offset = row + begin - chunk.start
-            pieces.append(cls(slice(offset, offset + stop - begin), table[first:last], bias))
-        return pieces
+            rows = slice(offset, offset + stop - begin)
+            pieces.append(_Piece(rows, range(first - gathered, last - gathered), bias))
+        return cls(table[gathered : (end - 1) // size + 1], pieces)
 
-    def attend(self, q_TKGD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q_TKGD: Tensor, keys: Tensor, values: Tensor, out_TKGD: Tensor) -> None:
+        """Reads and fills the rows of the chunk's tokens."""
+        k_nKDB = keys.index_select(0, self.blocks).float()
+        v_nKBD = values.index_select(0, self.blocks).float()
+        k_KDL = k_nKDB.permute(1, 2, 0, 3).flatten(2, 3)
+        for piece in self.pieces:
+            out_TKGD[piece.rows] = piece.attend(q_TKGD[piece.rows], k_KDL, v_nKBD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some of a chunk's tokens."""
+
+    rows: slice
+    """Rows of the step."""
+    tiles: range
+    """Those of the gathered tiles that the tokens see."""
+    bias_T1L: Tensor
+
+    def attend(self, q_TKGD: Tensor, k_KDL: Tensor, v_nKBD: Tensor) -> Tensor:
         T, K, G, D = q_TKGD.shape
+        size = v_nKBD.shape[2]
         q_KRD = F.pad(q_TKGD.transpose(0, 1).flatten(1, 2), (0, 0, 0, -(T * G) % ROWS))
-        k_KLD = keys[self.blocks].float().transpose(0, 1).flatten(1, 2)
-        v_KLD = values[self.blocks].float().transpose(0, 1).flatten(1, 2)
-        scores = torch.bmm(q_KRD, k_KLD.transpose(1, 2))[:, : T * G]
-        scores = scores.unflatten(1, (T, G)) + self.bias_T1L  # [K, T, G, L]
-        weights = torch.exp(scores - scores.amax(-1, keepdim=True)).flatten(1, 2)
-        tiles, size = len(self.blocks), keys.shape[2]
-        sums_nKR = weights.unflatten(2, (tiles, size)).sum(-1).movedim(2, 0)
-        weights = F.pad(weights, (0, 0, 0, -(T * G) % ROWS))
-        mixed = torch.bmm(weights[:, :, :size], v_KLD[:, :size])
-        sums = sums_nKR[0].clone()
-        for tile in range(1, tiles):
-            place = slice(tile * size, (tile + 1) * size)
-            mixed += torch.bmm(weights[:, :, place], v_KLD[:, place])
-            sums += sums_nKR[tile]
-        out_TKGD: Tensor = (mixed[:, : T * G] / sums.unsqueeze(-1)).unflatten(1, (T, G)).transpose(0, 1)
+        scores = torch.bmm(q_KRD, k_KDL[:, :, self.tiles.start * size : self.tiles.stop * size])
+        seen = scores[:, : T * G].unflatten(1, (T, G))  # [K, T, G, L], a view
+        seen += self.bias_T1L
+        scores -= scores.amax(-1, keepdim=True)
+        weights_KRnB = scores.exp_().unflatten(2, (-1, size))
+        sums_KRn = weights_KRnB.sum(-1)
+        mixed = torch.bmm(weights_KRnB[:, :, 0], v_nKBD[self.tiles.start])
+        sums = sums_KRn[:, :, 0].clone()
+        for number, tile in enumerate(self.tiles[1:], start=1):
+            mixed += torch.bmm(weights_KRnB[:, :, number], v_nKBD[tile])
+            sums += sums_KRn[:, :, number]
+        mixed /= sums.unsqueeze(-1)
+        out_TKGD: Tensor = mixed[:, : T * G].unflatten(1, (T, G)).transpose(0, 1)
         return out_TKGD
 
 
