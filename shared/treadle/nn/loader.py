@@ -24,6 +24,7 @@ BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
 """The architecture of each `model_type`."""
 
 INDEX = "model.safetensors.index.json"
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.LlamaForCausalLM:
@@ -38,7 +39,12 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.
     expected, tied = llama_tensors.expected_tensors(config), llama_tensors.tied_tensors(config)
     state: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
-        state |= _read(path, expected, tied, dtype, device)
+        tensors = _read(path, expected, tied, dtype, device)
+        if twice := sorted(tensors.keys() & state.keys()):
+            raise DataLoss(
+                f"{path.name} repeats {len(twice)} tensors, {_some(twice)}", reason="REPEATED_TENSORS"
+            )
+        state |= tensors
     if missing := sorted(expected.keys() - state.keys()):
         raise DataLoss(
             f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
@@ -59,14 +65,21 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataLoss(f"{INDEX} has no usable weight_map: {error}", reason="CORRUPT_INDEX") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not _is_plain_name(name):
             raise FailedPrecondition(
                 f"{INDEX} names {name!r}, which is no file of the folder", reason="CORRUPT_INDEX"
             )
     return [folder / name for name in names]
+
+
+def _is_plain_name(name: object) -> bool:
+    """A file of the folder itself: no separator of any system, no drive, no step up."""
+    if not isinstance(name, str) or not name.isprintable():
+        return False
+    return name.endswith(".safetensors") and not any(mark in name for mark in "/\\:")
 
 
 def _read(
@@ -90,6 +103,11 @@ def _read(
                     raise DataLoss(
                         f"{path.name}: {name} is {list(tensor.shape)}; config.json asks for {list(shape)}",
                         reason="TENSOR_SHAPE",
+                    )
+                if tensor.dtype not in FLOAT_TYPES:
+                    raise DataLoss(
+                        f"{path.name}: {name} is {tensor.dtype}; supported are float32, float16 and bfloat16",
+                        reason="TENSOR_TYPE",
                     )
                 state[name] = tensor.to(device=device, dtype=dtype)
     except (OSError, SafetensorError) as error:
