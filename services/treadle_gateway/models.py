@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,9 @@ from treadle.errors import (
     FailedPrecondition,
     FieldViolation,
     NotFound,
-    TreadleError,
     Unavailable,
 )
+from treadle.models.remembered import RememberedNames
 from treadle_gateway.clients import Artifact, Registry
 
 ARTIFACT_FRESH_S = 2.0
@@ -74,65 +73,35 @@ class ArtifactCache:
     def __init__(self, registry: Registry, *, timeout_s: float) -> None:
         self._registry = registry
         self._timeout_s = timeout_s
-        self._known: OrderedDict[str, tuple[float, Artifact]] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[Artifact]] = {}
+        self._names = RememberedNames(self._ask, fresh_s=ARTIFACT_FRESH_S, max_names=MAX_CACHED)
 
     async def resolve(self, name: str) -> Artifact:
         """The artifact; raises NotFound naming the field, and Unavailable when it cannot be known."""
-        known = self._known.get(name)
-        if known and known[0] > time.monotonic():
-            return known[1]
-        task = self._asking.get(name)
-        if task is None:
-            # Everybody who asks meanwhile shares one call, which none of them may cancel for the others.
-            task = self._asking[name] = asyncio.create_task(self._ask(name))
-            task.add_done_callback(lambda done: self._settle(name, done))
-        return await asyncio.shield(task)
-
-    def _settle(self, name: str, done: asyncio.Task[Artifact]) -> None:
-        del self._asking[name]
-        if not done.cancelled():
-            done.exception()
-
-    async def _ask(self, name: str) -> Artifact:
         try:
-            artifact = await self._registry.resolve(name, timeout_s=self._timeout_s)
+            return await self._names.get(name)
         except NotFound as error:
-            self._known.pop(name, None)
             raise NotFound(
                 f"no model {name!r} is known; ListModels lists what is served",
                 reason="MODEL_NOT_FOUND",
                 fields=[FieldViolation("generation.model", "names no alias and no artifact of the store")],
             ) from error
         except (Unavailable, DeadlineExceeded) as error:
-            return self._remembered(name, error)
-        self._remember(name, artifact)
-        return artifact
-
-    def _remembered(self, name: str, error: TreadleError) -> Artifact:
-        known = self._known.get(name)
-        if known is None:
             raise Unavailable(
                 "the registry is away, and the model is not known yet; try again",
                 reason="REGISTRY_UNAVAILABLE",
                 retry_after_s=1.0,
             ) from error
-        # Not to ask, and wait, for every request while it is away.
-        self._remember(name, known[1])
-        return known[1]
 
-    def _remember(self, name: str, artifact: Artifact) -> None:
-        self._known[name] = (time.monotonic() + ARTIFACT_FRESH_S, artifact)
-        self._known.move_to_end(name)
-        while len(self._known) > MAX_CACHED:
-            self._known.popitem(last=False)
+    async def _ask(self, name: str) -> Artifact:
+        try:
+            return await self._registry.resolve(name, timeout_s=self._timeout_s)
+        except NotFound:
+            self._names.forget(name)
+            raise
 
     async def close(self) -> None:
         """Ends what is still being asked."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._names.close()
 
 
 class Models:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+
+from treadle.single_flight import SingleFlight
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -17,9 +18,12 @@ class LoadOnce(Generic[K, V]):
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
         self._values: OrderedDict[K, V] = OrderedDict()
-        self._loading: dict[K, asyncio.Task[V]] = {}
-        self.num_loads = 0
+        self._loading: SingleFlight[K, V] = SingleFlight()
+
+    @property
+    def num_loads(self) -> int:
         """Loadings that were begun."""
+        return self._loading.num_started
 
     async def get(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
         """The value of `key`, from `load` where it is not there; what `load` raises is not kept.
@@ -29,32 +33,15 @@ class LoadOnce(Generic[K, V]):
         if key in self._values:
             self._values.move_to_end(key)
             return self._values[key]
-        task = self._loading.get(key)
-        if task is None:
-            self.num_loads += 1
-            task = self._loading[key] = asyncio.create_task(self._load(key, load))
-            task.add_done_callback(look_at_error)
-        return await asyncio.shield(task)
+        return await self._loading.run(key, lambda: self._load(key, load))
 
     async def close(self) -> None:
         """Calls off what is still being loaded."""
-        tasks = list(self._loading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loading.close()
 
     async def _load(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
-        try:
-            value = await load()
-        finally:
-            del self._loading[key]
+        value = await load()
         self._values[key] = value
         while len(self._values) > self._max_entries:
             self._values.popitem(last=False)
         return value
-
-
-def look_at_error(task: asyncio.Task[V]) -> None:
-    """Keeps asyncio from complaining of an error that every caller left before it came."""
-    if not task.cancelled():
-        task.exception()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from treadle.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+from treadle.models.remembered import RememberedNames
 from treadle.text.chat_template import ChatTemplate
 from treadle.text.tokenizer import Tokenizer
-from treadle_tokenizer.load_once import LoadOnce, look_at_error
+from treadle_tokenizer.load_once import LoadOnce
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,7 @@ class Models:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
-        self._ttl_s = resolve_ttl_s
-        self._max_resolved = max_resolved
-        self._clock = clock
-        self._known: OrderedDict[str, tuple[Artifact, float]] = OrderedDict()
-        self._asking: dict[str, asyncio.Task[Artifact]] = {}
+        self._names = RememberedNames(self._ask, fresh_s=resolve_ttl_s, max_names=max_resolved, clock=clock)
         self._tokenizers: LoadOnce[str, Tokenizer] = LoadOnce(max_loaded)
         self._templates: LoadOnce[tuple[str, str], ChatTemplate | None] = LoadOnce(4 * max_loaded)
 
@@ -108,46 +104,26 @@ class Models:
 
     async def close(self) -> None:
         """Calls off what is under way."""
-        tasks = list(self._asking.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._names.close()
         await self._tokenizers.close()
         await self._templates.close()
 
     async def _resolve(self, model: str) -> Artifact:
-        known = self._known.get(model)
-        if known is not None and self._clock() < known[1]:
-            self._known.move_to_end(model)
-            return known[0]
-        task = self._asking.get(model)
-        if task is None:
-            task = self._asking[model] = asyncio.create_task(self._ask(model))
-            task.add_done_callback(look_at_error)
-        return await asyncio.shield(task)
+        try:
+            return await self._names.get(model)
+        except (Unavailable, DeadlineExceeded) as error:
+            raise Unavailable(
+                f"the registry is away: {error.message}", reason="REGISTRY_UNAVAILABLE", retry_after_s=1.0
+            ) from error
 
     async def _ask(self, model: str) -> Artifact:
         try:
-            artifact = await self._registry.resolve(model)
-        except (Unavailable, DeadlineExceeded) as error:
-            known = self._known.get(model)
-            if known is None:
-                raise Unavailable(
-                    f"the registry is away: {error.message}", reason="REGISTRY_UNAVAILABLE", retry_after_s=1.0
-                ) from error
-            logger.warning("the registry is away; what it said last is used", extra={"model": model})
-            artifact = known[0]
-        except Exception:
-            # It is there and says otherwise now.
-            self._known.pop(model, None)
+            return await self._registry.resolve(model)
+        except (Unavailable, DeadlineExceeded):
             raise
-        finally:
-            del self._asking[model]
-        self._known[model] = (artifact, self._clock() + self._ttl_s)
-        self._known.move_to_end(model)
-        while len(self._known) > self._max_resolved:
-            self._known.popitem(last=False)
-        return artifact
+        except Exception:
+            self._names.forget(model)
+            raise
 
 
 async def _in_thread(load: Callable[[], T], artifact: Artifact) -> T:

@@ -113,7 +113,7 @@ async def test_names_are_bounded(registry: HeldRegistry, folder: Path) -> None:
     for number in range(10):
         registry.artifacts[f"m{number}"] = Artifact(f"sha256:{number}", "sha256:t", "sha256:p", str(folder))
         await models.get(f"m{number}")
-    assert list(models._known) == ["m7", "m8", "m9"]
+    assert models._names.names == ["m7", "m8", "m9"]
 
 
 async def test_files_that_are_not_there(registry: HeldRegistry, tmp_path: Path) -> None:
