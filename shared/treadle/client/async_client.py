@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from types import TracebackType
 from typing import TypeVar, Unpack
 
 import grpc
@@ -11,11 +10,12 @@ import grpc
 from treadle.api.inference.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
 from treadle.client.answer import Answer, BatchItem, ServedModel
 from treadle.client.batch import Batch, BatchCall, Requests
+from treadle.client.connection import Connection
 from treadle.client.convert import answer_from_proto, generation_to_proto, served_model_from_proto
 from treadle.client.reconnect import Reconnects
 from treadle.client.request import GenerationOptions, GenerationRequest
 from treadle.client.stream import AnswerStream, ChunkCall
-from treadle.rpc import from_rpc_error, open_channel
+from treadle.rpc import from_rpc_error
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _QUICK_S = 10.0
@@ -24,7 +24,7 @@ _BATCH_S = 86_400.0
 _T = TypeVar("_T")
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """Asks a gateway. One client serves any number of requests at once.
 
     Every request carries an id, so a call that loses its connection is made again, at most `reconnects`
@@ -41,32 +41,14 @@ class AsyncClient:
         reconnects: int = 6,
     ) -> None:
         """`model`, `tenant` and `timeout_s` hold for requests that do not say their own."""
-        self.address = address
+        super().__init__(address)
         self._model = model
         self._tenant = tenant
         self._timeout_s = timeout_s
         self._reconnects = reconnects
-        self._channel: grpc.aio.Channel | None = None
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the channel; what still runs on it ends."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
 
     @property
     def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
-        # The channel belongs to the loop that runs when it is made: the first call's.
-        if self._channel is None:
-            self._channel = open_channel(self.address)
         return inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def generate(self, prompt: str | None = None, **options: Unpack[GenerationOptions]) -> Answer:

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
@@ -15,9 +14,10 @@ from google.protobuf import timestamp_pb2
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
 from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
+from treadle.client.connection import Connection
 from treadle.client.reconnect import Reconnects
 from treadle.errors import Internal
-from treadle.rpc import from_status, open_channel
+from treadle.rpc import from_status
 
 DEFAULT_REGISTRY_ADDRESS = "127.0.0.1:50052"
 _QUICK_S = 10.0
@@ -27,35 +27,15 @@ _RECONNECTS = 6
 _T = TypeVar("_T")
 
 
-class RegistryClient:
+class RegistryClient(Connection):
     """Asks a registry. Every method raises TreadleError."""
 
     def __init__(self, address: str = DEFAULT_REGISTRY_ADDRESS) -> None:
-        self.address = address
-        self._channel: grpc.aio.Channel | None = None
-
-    async def __aenter__(self) -> RegistryClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Closes the channel."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
-
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            self._channel = open_channel(self.address)
-        return self._channel
+        super().__init__(address)
 
     @property
     def _stub(self) -> registry_pb2_grpc.RegistryServiceStub:
-        return registry_pb2_grpc.RegistryServiceStub(self._open())
+        return registry_pb2_grpc.RegistryServiceStub(self._channel)
 
     async def import_model(
         self, source: ModelSource, *, alias: str = "", timeout_s: float = _IMPORT_S
@@ -67,7 +47,7 @@ class RegistryClient:
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
         setattr(request, source.kind, source.value)
         operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
-        operations = operations_pb2_grpc.OperationsStub(self._open())
+        operations = operations_pb2_grpc.OperationsStub(self._channel)
         reconnects = Reconnects(_RECONNECTS, timeout_s)
         while not operation.done:
             yield _progress(operation)
