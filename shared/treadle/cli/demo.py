@@ -6,16 +6,14 @@ import asyncio
 import json
 import time
 from dataclasses import asdict, dataclass
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from treadle.cli.console import message_console, result_console, write_text
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.report import Report
-from treadle.cli.up import local_options
+from treadle.cli.up import GatewayPort, local_options
 from treadle.client import Answer, AsyncClient
 from treadle.local import Home, LocalStack, StackOptions
 
@@ -54,15 +52,7 @@ class DemoResult:
 
 
 def demo(
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            help="The gateway's port; 0: any.",
-            show_default="50051, or any when it is taken",
-        ),
-    ] = None,
+    port: GatewayPort = None,
 ) -> None:
     """Start every service, stream a chat answer, then run 8 prompts at once.
 

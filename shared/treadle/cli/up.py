@@ -19,6 +19,18 @@ _CLIENT_LINE = (
 )
 
 
+GatewayPort = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        help="The gateway's port; 0: any.",
+        show_default="50051, or any when it is taken",
+    ),
+]
+"""The option of every command that starts a suite."""
+
+
 def local_options(
     models: list[str], *, workers: int = 1, port: int | None = None, redis_url: str = ""
 ) -> tuple[Home, StackOptions]:
@@ -47,15 +59,7 @@ def up(
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Worker processes; each serves every model.")
     ] = 1,
-    port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            help="The gateway's port; 0: any.",
-            show_default="50051, or any when it is taken",
-        ),
-    ] = None,
+    port: GatewayPort = None,
     redis_url: Annotated[
         str, typer.Option(help="Use this Redis or Valkey instead of starting one.", metavar="URL")
     ] = "",
