@@ -44,7 +44,7 @@ class PagedAttention:
         self.positions_T = torch.cat(positions).to(device)
         blocks_T = torch.cat([table[place // size] for table, place in zip(tables, positions, strict=True)])
         self._blocks_T, self._offsets_T = blocks_T.to(device), self.positions_T % size
-        cache.clear(self._blocks_T[self._offsets_T == 0])
+        cache.clear(torch.tensor(_opened_blocks(chunks, size), dtype=torch.int64, device=device))
 
         starts = [0]
         for chunk in chunks:
@@ -222,6 +222,16 @@ class _Piece:
         mixed /= sums.unsqueeze(-1)
         out_TKGD: Tensor = mixed[:, : T * G].unflatten(1, (T, G)).transpose(0, 1)
         return out_TKGD
+
+
+def _opened_blocks(chunks: Sequence[ScheduledChunk], size: int) -> list[int]:
+    """Blocks that get their first token in this step and are not filled by it."""
+    opened = []
+    for chunk in chunks:
+        end = chunk.start + len(chunk.token_ids)
+        if end % size and chunk.start <= end - end % size:
+            opened.append(chunk.block_table[end // size])
+    return opened
 
 
 def _first_tile(query: int, window: int | None, size: int) -> int:
