@@ -132,9 +132,10 @@ def load_engine(start: EngineStart) -> Engine:
     """
     import torch
 
+    from treadle.nn.loader import load_model
     from treadle_worker.engine import Engine
     from treadle_worker.kv_cache import KVCache, bytes_per_block
-    from treadle_worker.model_runner import ModelRunner, load_model
+    from treadle_worker.model_runner import ModelRunner
     from treadle_worker.sampler import Sampler
 
     if start.num_threads is not None:

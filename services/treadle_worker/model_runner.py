@@ -8,12 +8,9 @@ import torch
 from torch import Tensor
 
 from treadle.nn.llama import LlamaForCausalLM
-from treadle.nn.loader import load_model
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.kv_cache import KVCache
 from treadle_worker.paged_attention import PagedAttention
-
-__all__ = ["ModelRunner", "load_model"]
 
 
 class ModelRunner:

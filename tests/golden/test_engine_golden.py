@@ -15,11 +15,12 @@ import msgspec
 import pytest
 import torch
 
+from treadle.nn.loader import load_model
 from treadle_worker.block_manager import BlockManager
 from treadle_worker.engine import Engine
 from treadle_worker.engine_protocol import AddRequest, EngineStats, SamplingParams, TokenLogprobs
 from treadle_worker.kv_cache import KVCache
-from treadle_worker.model_runner import ModelRunner, load_model
+from treadle_worker.model_runner import ModelRunner
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
 
