@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from treadle.errors import InvalidArgument, TreadleError, Unimplemented
-from treadle.rpc.status import abort, to_status
+from treadle.rpc.status import abort
 from treadle.telemetry import bind_request_id
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ async def _fail(context: Any, method: str, started: float, error: BaseException)
         _log(method, started, error.code, reason=error.reason)
     else:
         logger.error("a handler failed", exc_info=error, extra={"method": method})
-        _log(method, started, to_status(error).message)
+        _log(method, started, "INTERNAL")
     await abort(context, error)
 
 
