@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from treadle.security import TransportConfig
+
 
 class GatewayConfig(BaseSettings):
     """Settings of the gateway (`TREADLE_GATEWAY_*`); the limits are what one request may ask for."""
@@ -14,6 +16,8 @@ class GatewayConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50051"
+    transport: TransportConfig = Field(default_factory=TransportConfig)
+    """TLS and keys."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     tokenizer_address: str = Field(default="127.0.0.1:50053", validation_alias="TREADLE_TOKENIZER_ADDRESS")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")

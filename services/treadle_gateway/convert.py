@@ -19,6 +19,7 @@ from treadle.api.worker.v1.queue_pb2 import WORKER_STATE_READY, Heartbeat, LaneE
 from treadle.queue import keys
 from treadle.queue.keys import RequestKeys
 from treadle.rpc import from_status, to_status
+from treadle.security import ANYBODY, Principal
 from treadle_gateway.generation import (
     DEFAULT_TENANT,
     ChatMessage,
@@ -40,7 +41,6 @@ from treadle_gateway.token_stream import Chunk
 __all__ = [
     "ResponseBuilder",
     "from_status",
-    "payload_digest",
     "to_chunk",
     "to_generation",
     "to_lane_entry",
@@ -57,12 +57,13 @@ _PRIORITIES = {
 }
 
 
-def to_generation(message: generation_pb2.Generation) -> Generation:
-    """The request in plain Python; nothing is checked yet."""
+def to_generation(message: generation_pb2.Generation, caller: Principal = ANYBODY) -> Generation:
+    """The request in plain Python, its tenant checked: raises PermissionDenied for a foreign one."""
     disconnect = message.disconnect
+    tenant = caller.tenant_for(message.tenant, default=DEFAULT_TENANT, field="generation.tenant")
     return Generation(
         request_id=message.request_id,
-        tenant=message.tenant or DEFAULT_TENANT,
+        tenant=tenant,
         model=message.model,
         profile=message.profile,
         adapter=message.adapter,
@@ -77,17 +78,17 @@ def to_generation(message: generation_pb2.Generation) -> Generation:
         disconnect_mode=disconnect.mode,
         retention_s=_seconds(disconnect.retention) if disconnect.HasField("retention") else None,
         timeout_s=_seconds(message.timeout) if message.HasField("timeout") else None,
-        payload_digest=payload_digest(message),
+        payload_digest=_payload_digest(message, tenant),
     )
 
 
-def payload_digest(message: generation_pb2.Generation) -> str:
+def _payload_digest(message: generation_pb2.Generation, tenant: str) -> str:
     """What makes two requests with one id the same: all but the id itself and the time that is left."""
     payload = generation_pb2.Generation()
     payload.CopyFrom(message)
     payload.ClearField("request_id")
     payload.ClearField("timeout")
-    payload.tenant = message.tenant or DEFAULT_TENANT
+    payload.tenant = tenant
     return "sha256:" + hashlib.sha256(payload.SerializeToString(deterministic=True)).hexdigest()
 
 

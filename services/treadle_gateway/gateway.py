@@ -58,8 +58,9 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
         stack.push_async_callback(redis.aclose)
         blocking = connect_blocking(config.redis_url, block_s=BLOCK_S)
         stack.push_async_callback(blocking.aclose)
-        registry = await stack.enter_async_context(open_channel(config.registry_address))
-        tokenizer = await stack.enter_async_context(open_channel(config.tokenizer_address))
+        credentials = config.transport.credentials()
+        registry = await stack.enter_async_context(open_channel(config.registry_address, credentials))
+        tokenizer = await stack.enter_async_context(open_channel(config.tokenizer_address, credentials))
 
         gateway_id = f"gw-{uuid.uuid4().hex}"
         follower = LogFollower(redis, blocking, gateway_id, patience_s=config.redis_patience_s)
@@ -82,7 +83,7 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
             Aliases(GrpcRegistry(registry), timeout_s=config.registry_timeout_s),
             admission,
         )
-        server = RpcServer(config.address)
+        server = RpcServer(config.address, security=config.transport.server())
         servicer = InferenceServicer(inference, max_batch_in_flight=config.max_batch_in_flight)
         server.add(add_to_server, servicer, SERVICE)
         await server.start()

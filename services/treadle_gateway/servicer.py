@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
 from treadle.api.inference.v1 import inference_pb2 as pb
-from treadle.api.inference.v1 import inference_pb2_grpc
 from treadle.errors import InvalidArgument, TreadleError, Unimplemented
+from treadle.security import current_principal
 from treadle_gateway.batch import Batch
 from treadle_gateway.convert import ResponseBuilder, to_chunk, to_generation, to_served_model, to_status
+from treadle_gateway.generation import DEFAULT_TENANT, Generation
 from treadle_gateway.inference import Inference
 from treadle_gateway.run import Run
 
@@ -38,7 +40,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         """The whole answer at once."""
-        run = self._inference.run(to_generation(request.generation), context.time_remaining())
+        run = self._inference.run(_own(request.generation), context.time_remaining())
         _when_over(context, run.leave)
         return await _collect(run)
 
@@ -46,7 +48,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.GenerateStreamRequest, context: Context
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """The answer chunk by chunk."""
-        run = self._inference.run(to_generation(request.generation), context.time_remaining())
+        run = self._inference.run(_own(request.generation), context.time_remaining())
         _when_over(context, run.leave)
         async for chunk in run.chunks():
             yield pb.GenerateStreamResponse(chunk=to_chunk(chunk, run.request))
@@ -56,7 +58,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[pb.AttachResponse]:
         """The rest of an answer."""
         attachment = self._inference.attach(
-            request.tenant, request.request_id, request.cursor, context.time_remaining()
+            _tenant(request), request.request_id, request.cursor, context.time_remaining()
         )
         _when_over(context, attachment.leave)
         async for chunk in attachment.chunks():
@@ -64,7 +66,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
         """Ends a request."""
-        return pb.CancelResponse(cancelled=await self._inference.cancel(request.tenant, request.request_id))
+        return pb.CancelResponse(cancelled=await self._inference.cancel(_tenant(request), request.request_id))
 
     async def BatchGenerate(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.BatchGenerateRequest | Undecodable], context: Context
@@ -82,7 +84,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """An item's answer; whatever is wrong with it is wrong with it alone."""
         request_id = "" if isinstance(item, Undecodable) else item.generation.request_id
         try:
-            run = self._inference.run(to_generation(_decoded(item).generation), context.time_remaining())
+            run = self._inference.run(_own(_decoded(item).generation), context.time_remaining())
             request_id = run.request.request_id
             return pb.BatchGenerateResponse(request_id=request_id, index=index, response=await _collect(run))
         except Exception as error:
@@ -124,6 +126,15 @@ def _when_over(context: Context, leave: Callable[[], None]) -> None:
 
     callback: Any = done
     context.add_done_callback(callback)
+
+
+def _own(message: generation_pb2.Generation) -> Generation:
+    return to_generation(message, current_principal())
+
+
+def _tenant(request: pb.AttachRequest | pb.CancelRequest) -> str:
+    """Whose the request is; raises PermissionDenied for a foreign tenant."""
+    return current_principal().tenant_for(request.tenant, default=DEFAULT_TENANT)
 
 
 def _unserved(method: str) -> Unimplemented:

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from treadle.security import TransportConfig
+
 
 class RegistryConfig(BaseSettings):
     """Settings of the registry (`TREADLE_REGISTRY_*`, and `TREADLE_STORE`)."""
@@ -16,6 +18,8 @@ class RegistryConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50052"
+    transport: TransportConfig = Field(default_factory=TransportConfig)
+    """TLS and keys."""
     store: Path = Field(default=Path("~/.cache/treadle/store"), validation_alias="TREADLE_STORE")
     """Where models lie."""
     max_imports: int = Field(default=2, ge=1, le=64)

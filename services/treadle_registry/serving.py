@@ -32,7 +32,7 @@ async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
     try:
         interrupted = await imports.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
-        server = RpcServer(config.address)
+        server = RpcServer(config.address, security=config.transport.server())
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
             RegistryServicer(registry, imports),  # type: ignore[abstract]

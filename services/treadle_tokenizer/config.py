@@ -7,6 +7,8 @@ import os
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from treadle.security import TransportConfig
+
 
 class TokenizerConfig(BaseSettings):
     """Settings of the tokenizer (`TREADLE_TOKENIZER_*`); the limits are what one request may ask for."""
@@ -16,6 +18,8 @@ class TokenizerConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50053"
+    transport: TransportConfig = Field(default_factory=TransportConfig)
+    """TLS and keys."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     registry_timeout_s: float = Field(default=2.0, gt=0)
     """For one call to the registry."""

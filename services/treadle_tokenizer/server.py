@@ -27,7 +27,8 @@ async def serve(config: TokenizerConfig, stop: asyncio.Event) -> None:
     Later on the registry may be away: what it said is remembered.
     """
     async with contextlib.AsyncExitStack() as stack:
-        channel = await stack.enter_async_context(open_channel(config.registry_address))
+        credentials = config.transport.credentials()
+        channel = await stack.enter_async_context(open_channel(config.registry_address, credentials))
         registry = GrpcRegistry(channel, timeout_s=config.registry_timeout_s)
         models = Models(
             registry,
@@ -51,7 +52,7 @@ async def serve(config: TokenizerConfig, stop: asyncio.Event) -> None:
                 max_characters=config.max_text_bytes,
             )
         )
-        server = RpcServer(config.address)
+        server = RpcServer(config.address, security=config.transport.server())
         servicer = TokenizerServicer(TextService(config, models, lanes, templates))
         server.add(add_TokenizerServiceServicer_to_server, servicer, SERVICE)
         await stack.enter_async_context(server.running(config.grace_period_s))

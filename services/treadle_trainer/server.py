@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 async def serve(config: TrainerConfig, stop: asyncio.Event) -> None:
     """Serves until `stop` is set."""
-    server = RpcServer(config.address)
+    server = RpcServer(config.address, security=config.transport.server())
     server.add(add_TrainingServiceServicer_to_server, TrainingServicer(), SERVICE)
     async with server.running(config.grace_period_s):
         await server.set_ready(True)

@@ -19,8 +19,8 @@ SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 async def serve(stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains and leaves within the grace period."""
     config, engine_config = WorkerConfig(), EngineConfig()
-    server = RpcServer(config.address)
-    async with open_channel(config.registry_address) as channel:
+    server = RpcServer(config.address, security=config.transport.server())
+    async with open_channel(config.registry_address, config.transport.credentials()) as channel:
         worker = Worker(
             config,
             engine_config,

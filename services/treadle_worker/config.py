@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from treadle.security import TransportConfig
+
 
 class EngineConfig(BaseSettings):
     """Settings of one engine process (`TREADLE_ENGINE_*`)."""
@@ -40,6 +42,8 @@ class WorkerConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50055"
+    transport: TransportConfig = Field(default_factory=TransportConfig)
+    """TLS and keys."""
     name: str = ""
     """The worker's name; unset: the host's. The consumer's name adds a boot nonce."""
     models: Annotated[tuple[str, ...], NoDecode] = ()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from treadle.cli.locate import gateway_address
+from treadle.cli.locate import credentials, gateway_address
 from treadle.client import Client
 from treadle.errors import FailedPrecondition, Unavailable, invalid_field
 from treadle.local.probe import is_healthy
@@ -47,9 +47,12 @@ def connected(address: str) -> Iterator[Client]:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise invalid_field("address", f'must be "host:port"; got {address!r}')
-    if not asyncio.run(is_healthy(address, "liveness")):
-        raise Unavailable(f"no gateway answers at {address}")
-    with Client(address) as client:
+    shown = credentials()
+    if not asyncio.run(is_healthy(address, "liveness", shown)):
+        raise Unavailable(
+            f"no gateway answers at {address}" + (" with TLS" if shown.tls else ", in plain text")
+        )
+    with Client(address, credentials=shown) as client:
         yield client
 
 

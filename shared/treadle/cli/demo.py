@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from treadle.cli.console import message_console, result_console, write_text
 from treadle.cli.interrupt import run_until_interrupted
+from treadle.cli.locate import credentials
 from treadle.cli.report import Report
 from treadle.cli.up import GatewayPort, local_options
 from treadle.client import Answer, AsyncClient
@@ -92,7 +93,7 @@ async def _run(home: Home, options: StackOptions) -> DemoResult:
 
 
 async def _show(address: str, console: Console) -> DemoResult:
-    async with AsyncClient(address, model=MODEL, timeout_s=_TIMEOUT_S) as client:
+    async with AsyncClient(address, model=MODEL, timeout_s=_TIMEOUT_S, credentials=credentials()) as client:
         answer, ttft_ms = await _first_answer(client)
         rate = await _eight_at_once(client, console)
     return DemoResult(

@@ -6,6 +6,7 @@ from treadle.cli.config import CliConfig
 from treadle.client.async_client import DEFAULT_ADDRESS
 from treadle.client.registry_client import DEFAULT_REGISTRY_ADDRESS
 from treadle.local import Home, LocalConfig
+from treadle.security import Credentials, TransportConfig
 
 
 def running_suite() -> dict[str, str]:
@@ -30,3 +31,8 @@ def addresses(gateway: str = "") -> dict[str, str]:
         named = {"gateway": gateway or config.address}
         return named | ({"registry": config.registry_address} if config.registry_address else {})
     return running_suite() or {"gateway": DEFAULT_ADDRESS, "registry": DEFAULT_REGISTRY_ADDRESS}
+
+
+def credentials() -> Credentials:
+    """The key and the TLS identity that the environment gives."""
+    return TransportConfig().credentials()

@@ -14,7 +14,7 @@ from rich.table import Table
 from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
-from treadle.cli.locate import registry_address
+from treadle.cli.locate import credentials, registry_address
 from treadle.cli.report import Report
 from treadle.client import Alias, Artifact, ModelSource, RegistryClient
 from treadle.errors import NotFound, invalid_field
@@ -70,7 +70,7 @@ def import_(
 async def _import(address: str, source: ModelSource, alias: str) -> None:
     report = Report(message_console())
     last = None
-    async with RegistryClient(address) as client:
+    async with RegistryClient(address, credentials=credentials()) as client:
         with report.live():
             async for last in client.import_model(source, alias=alias):
                 report.importing(alias or str(source), last)
@@ -123,7 +123,7 @@ def show(
     """Show one model: its facts, digests and files."""
 
     async def look() -> tuple[Artifact, list[Alias]]:
-        async with RegistryClient(registry_address(registry)) as client:
+        async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
             return await client.resolve(await _full_name(client, name)), await client.aliases()
 
     artifact, aliases = asyncio.run(look())
@@ -163,7 +163,7 @@ def alias(
     """
 
     async def move() -> Alias:
-        async with RegistryClient(registry_address(registry)) as client:
+        async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
             artifact = await client.resolve(await _full_name(client, target))
             return await client.set_alias(name, artifact.digest)
 
@@ -185,7 +185,7 @@ def rm(
 
 
 async def _remove(address: str, name: str) -> list[str]:
-    async with RegistryClient(address) as client:
+    async with RegistryClient(address, credentials=credentials()) as client:
         aliases = {entry.name: entry for entry in await client.aliases()}
         if name not in aliases:
             digest = (await client.resolve(await _full_name(client, name))).digest
@@ -200,7 +200,7 @@ async def _remove(address: str, name: str) -> list[str]:
 
 
 async def _everything(address: str) -> tuple[list[Artifact], list[Alias]]:
-    async with RegistryClient(address) as client:
+    async with RegistryClient(address, credentials=credentials()) as client:
         return await client.artifacts(), await client.aliases()
 
 

@@ -15,11 +15,12 @@ from rich.table import Table
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.cli.asking import Address
 from treadle.cli.console import message_console, result_console
-from treadle.cli.locate import addresses
+from treadle.cli.locate import addresses, credentials
 from treadle.client import AsyncClient, ServedModel
 from treadle.errors import TreadleError
 from treadle.local.probe import is_healthy
 from treadle.rpc import open_channel
+from treadle.security import Credentials
 
 _LOOK_S = 5.0
 
@@ -41,7 +42,7 @@ def status(
 
     Exits 0 when everything is ready, else 1.
     """
-    services, models, engines = asyncio.run(_look(addresses(address)))
+    services, models, engines = asyncio.run(_look(addresses(address), credentials()))
     if as_json:
         report = {
             "services": [asdict(service) for service in services],
@@ -57,29 +58,32 @@ def status(
 
 async def _look(
     where: dict[str, str],
+    shown: Credentials,
 ) -> tuple[list[ServiceStatus], list[ServedModel], dict[str, dict[str, object]]]:
-    services = await asyncio.gather(*(_health(name, at) for name, at in where.items()))
+    services = await asyncio.gather(*(_health(name, at, shown) for name, at in where.items()))
     live = {service.name for service in services if service.live}
     models: list[ServedModel] = []
     if "gateway" in live:
-        async with AsyncClient(where["gateway"]) as client:
+        async with AsyncClient(where["gateway"], credentials=shown) as client:
             try:
                 models = await client.models()
             except TreadleError as error:
                 message_console().print(f"the gateway does not list models: {error.message}")
     workers = [name for name in where if name.startswith("worker") and name in live]
-    figures = await asyncio.gather(*(_engines(where[name]) for name in workers))
+    figures = await asyncio.gather(*(_engines(where[name], shown) for name in workers))
     return list(services), models, dict(zip(workers, figures, strict=True))
 
 
-async def _health(name: str, address: str) -> ServiceStatus:
-    live, ready = await asyncio.gather(is_healthy(address, "liveness"), is_healthy(address))
+async def _health(name: str, address: str, shown: Credentials) -> ServiceStatus:
+    live, ready = await asyncio.gather(
+        is_healthy(address, "liveness", shown), is_healthy(address, credentials=shown)
+    )
     return ServiceStatus(name, address, live, ready)
 
 
-async def _engines(address: str) -> dict[str, object]:
+async def _engines(address: str, shown: Credentials) -> dict[str, object]:
     """The worker's status by the contract's names."""
-    async with open_channel(address) as channel:
+    async with open_channel(address, shown) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         try:
             response = await stub.GetWorkerStatus(worker_pb2.GetWorkerStatusRequest(), timeout=_LOOK_S)

@@ -8,6 +8,7 @@ import typer
 
 from treadle.cli.console import message_console, result_console
 from treadle.cli.interrupt import run_until_interrupted
+from treadle.cli.locate import credentials
 from treadle.cli.report import Report
 from treadle.local import Home, LocalConfig, LocalStack, ModelToServe, StackOptions
 from treadle.local.config import inherited_environment
@@ -43,6 +44,7 @@ def local_options(
         redis_url=redis_url,
         fallback_redis_url=config.redis_url,
         inherited=inherited_environment(),
+        credentials=credentials(),
     )
     return Home(config.home), options
 

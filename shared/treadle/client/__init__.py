@@ -7,6 +7,7 @@ from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
 from treadle.client.sync_client import Client, SyncAnswerStream
+from treadle.security import Credentials
 
 __all__ = [
     "Alias",
@@ -19,6 +20,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "Credentials",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",

@@ -16,6 +16,7 @@ from treadle.client.reconnect import Reconnects
 from treadle.client.request import GenerationOptions, GenerationRequest
 from treadle.client.stream import AnswerStream, ChunkCall
 from treadle.rpc import from_rpc_error
+from treadle.security import Credentials
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _QUICK_S = 10.0
@@ -39,9 +40,10 @@ class AsyncClient(Connection):
         tenant: str = "",
         timeout_s: float = 600.0,
         reconnects: int = 6,
+        credentials: Credentials | None = None,
     ) -> None:
         """`model`, `tenant` and `timeout_s` hold for requests that do not say their own."""
-        super().__init__(address)
+        super().__init__(address, credentials)
         self._model = model
         self._tenant = tenant
         self._timeout_s = timeout_s

@@ -8,14 +8,16 @@ from typing import Self
 import grpc
 
 from treadle.rpc import open_channel
+from treadle.security import Credentials
 
 
 class Connection:
     """What every asynchronous client is: an address, a channel, and a block of `async with`."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None = None) -> None:
         self.address = address
         """ "host:port"."""
+        self._credentials = credentials
         self._opened: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
@@ -36,5 +38,5 @@ class Connection:
     def _channel(self) -> grpc.aio.Channel:
         # It belongs to the loop that runs when it is made: the first call's.
         if self._opened is None:
-            self._opened = open_channel(self.address)
+            self._opened = open_channel(self.address, self._credentials)
         return self._opened

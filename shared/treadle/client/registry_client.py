@@ -18,6 +18,7 @@ from treadle.client.connection import Connection
 from treadle.client.reconnect import Reconnects
 from treadle.errors import Internal
 from treadle.rpc import from_status
+from treadle.security import Credentials
 
 DEFAULT_REGISTRY_ADDRESS = "127.0.0.1:50052"
 _QUICK_S = 10.0
@@ -30,8 +31,10 @@ _T = TypeVar("_T")
 class RegistryClient(Connection):
     """Asks a registry. Every method raises TreadleError."""
 
-    def __init__(self, address: str = DEFAULT_REGISTRY_ADDRESS) -> None:
-        super().__init__(address)
+    def __init__(
+        self, address: str = DEFAULT_REGISTRY_ADDRESS, *, credentials: Credentials | None = None
+    ) -> None:
+        super().__init__(address, credentials)
 
     @property
     def _stub(self) -> registry_pb2_grpc.RegistryServiceStub:

@@ -13,6 +13,7 @@ from treadle.client.async_client import DEFAULT_ADDRESS, AsyncClient
 from treadle.client.batch import Requests
 from treadle.client.request import GenerationOptions
 from treadle.client.stream import AnswerStream
+from treadle.security import Credentials
 
 _T = TypeVar("_T")
 _UNWIND_S = 2.0
@@ -116,10 +117,16 @@ class Client:
         tenant: str = "",
         timeout_s: float = 600.0,
         reconnects: int = 6,
+        credentials: Credentials | None = None,
     ) -> None:
         """`model`, `tenant` and `timeout_s` hold for requests that do not say their own."""
         self._client = AsyncClient(
-            address, model=model, tenant=tenant, timeout_s=timeout_s, reconnects=reconnects
+            address,
+            model=model,
+            tenant=tenant,
+            timeout_s=timeout_s,
+            reconnects=reconnects,
+            credentials=credentials,
         )
         self._loop = _LoopThread()
         self._closed = False

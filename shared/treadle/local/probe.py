@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from treadle.rpc import open_channel
+from treadle.security import Credentials
 
 LOOK_S = 2.0
 """The longest that one look takes, in seconds."""
@@ -16,11 +17,11 @@ LOOK_S = 2.0
 Probe = Callable[[], Awaitable[bool]]
 
 
-async def is_healthy(address: str, service: str = "") -> bool:
+async def is_healthy(address: str, service: str = "", credentials: Credentials | None = None) -> bool:
     """What `grpc.health.v1` at "host:port" says of `service`; False when nobody answers."""
     if not await _accepts(address):
         return False
-    async with open_channel(address) as channel:
+    async with open_channel(address, credentials) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             response = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=LOOK_S)
@@ -45,10 +46,10 @@ async def _accepts(address: str) -> bool:
     return True
 
 
-def health_probe(address: str) -> Probe:
+def health_probe(address: str, credentials: Credentials) -> Probe:
     """Looks at the readiness of the gRPC service at `address`."""
 
     async def look() -> bool:
-        return await is_healthy(address)
+        return await is_healthy(address, credentials=credentials)
 
     return look

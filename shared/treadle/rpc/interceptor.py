@@ -1,4 +1,5 @@
-"""The one server interceptor: decodes tolerantly, names the request in the log, maps errors to statuses.
+"""The one server interceptor: names the request in the log, maps errors to statuses, asks who calls, decodes
+tolerantly; in this order, from the outside in.
 
 grpc.aio ends a call as UNKNOWN, before servicer and interceptors, when a deserialiser raises. So the
 deserialiser gives back a marker instead, and the marker is refused here as INVALID_ARGUMENT.
@@ -7,16 +8,21 @@ deserialiser gives back a marker instead, and the marker is refused here as INVA
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 
 from treadle.errors import InvalidArgument, TreadleError, Unimplemented
 from treadle.rpc.status import abort
+from treadle.security import ANYBODY, Principal, ServerSecurity, bind_principal
+from treadle.security.permissions import allowed_roles
 from treadle.telemetry import bind_request_id
 
 logger = logging.getLogger(__name__)
@@ -61,8 +67,22 @@ def _request_id(request: Any) -> str:
     return ""
 
 
+def _authorize(security: ServerSecurity, details: grpc.HandlerCallDetails) -> Principal:
+    """Who calls; raises Unauthenticated and PermissionDenied."""
+    allowed = allowed_roles(details.method)
+    if security.keys is None or allowed is None:
+        return ANYBODY
+    shown = [value for key, value in details.invocation_metadata or () if key == "authorization"]
+    principal = security.authenticate(str(shown[0]) if shown else None)
+    principal.require(allowed, details.method.rpartition("/")[2])
+    return principal
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of a server; see the module's docstring."""
+
+    def __init__(self, security: ServerSecurity) -> None:
+        self._security = security
 
     async def intercept_service(
         self,
@@ -77,46 +97,67 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             "stream" if handler.response_streaming else "unary"
         )
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
+        call = _Call(
+            handler_call_details.method,
+            handler.request_streaming,
+            partial(_authorize, self._security, handler_call_details),
+        )
         return handler._replace(
             request_deserializer=_tolerant(handler.request_deserializer),
-            **{kind: wrap(getattr(handler, kind), handler_call_details.method, handler.request_streaming)},
+            **{kind: wrap(getattr(handler, kind), call)},
         )
 
 
-def _wrap_unary(behaviour: Any, method: str, request_streaming: bool) -> Any:
-    async def call(request: Any, context: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    request_streaming: bool
+    authorize: Callable[[], Principal]
+
+    @contextlib.contextmanager
+    def bound(self, request: Any) -> Iterator[None]:
+        """What the log lines of this call carry."""
+        with bind_request_id("" if self.request_streaming else _request_id(request)):
+            yield
+
+    def checked(self, request: Any) -> Any:
+        return _checked_stream(request) if self.request_streaming else _checked(request)
+
+
+def _wrap_unary(behaviour: Any, call: _Call) -> Any:
+    async def handle(request: Any, context: Any) -> Any:
         started = time.monotonic()
-        with bind_request_id("" if request_streaming else _request_id(request)):
+        with call.bound(request):
             try:
-                checked = _checked_stream(request) if request_streaming else _checked(request)
-                response = await behaviour(checked, context)
+                with bind_principal(call.authorize()):
+                    response = await behaviour(call.checked(request), context)
             except BaseException as error:
-                await _fail(context, method, started, error)
+                await _fail(context, call.method, started, error)
                 raise
-            _log(method, started, "OK")
+            _log(call.method, started, "OK")
             return response
 
-    return call
+    return handle
 
 
-def _wrap_stream(behaviour: Any, method: str, request_streaming: bool) -> Any:
-    async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+def _wrap_stream(behaviour: Any, call: _Call) -> Any:
+    async def handle(request: Any, context: Any) -> AsyncIterator[Any]:
         started = time.monotonic()
-        with bind_request_id("" if request_streaming else _request_id(request)):
+        with call.bound(request):
             try:
-                checked = _checked_stream(request) if request_streaming else _checked(request)
-                responses = behaviour(checked, context)
-                if inspect.isawaitable(responses):  # a handler that writes to the context, as Health.Watch
-                    await responses
-                else:
-                    async for response in responses:
-                        yield response
+                with bind_principal(call.authorize()):
+                    responses = behaviour(call.checked(request), context)
+                    if inspect.isawaitable(responses):  # one that writes by itself, as Health.Watch
+                        await responses
+                    else:
+                        async for response in responses:
+                            yield response
             except BaseException as error:
-                await _fail(context, method, started, error)
+                await _fail(context, call.method, started, error)
                 raise
-            _log(method, started, "OK")
+            _log(call.method, started, "OK")
 
-    return call
+    return handle
 
 
 async def _fail(context: Any, method: str, started: float, error: BaseException) -> None:

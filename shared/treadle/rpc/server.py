@@ -16,6 +16,9 @@ from grpc_reflection.v1alpha import reflection
 from treadle.errors import Unavailable
 from treadle.rpc.channel import MAX_MESSAGE_BYTES
 from treadle.rpc.interceptor import CallInterceptor
+from treadle.rpc.server_tls import server_credentials
+from treadle.security import ServerSecurity
+from treadle.security.key_file import KeyFile
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ LIVENESS = "liveness"
 """The health service's name for: this process can be kept."""
 READINESS = ""
 """The health service's name for: work should be sent here."""
+
+_KEYS_EVERY_S = 1.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -35,10 +40,18 @@ class RpcServer:
     ready at once, refuses new calls, and lets running ones finish within the grace period.
     """
 
-    def __init__(self, address: str, *, maximum_concurrent_rpcs: int = 4096) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        security: ServerSecurity | None = None,
+        maximum_concurrent_rpcs: int = 4096,
+    ) -> None:
         self._address = address
+        self._security = security or ServerSecurity()
+        self._key_watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor()],
+            interceptors=[CallInterceptor(self._security)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -63,22 +76,41 @@ class RpcServer:
         self._services.append(service)
 
     async def start(self) -> None:
-        """Binds and serves; raises Unavailable when the address cannot be bound."""
+        """Binds and serves.
+
+        Raises Unavailable when the address cannot be bound, FailedPrecondition when it would be open to
+        strangers or its certificate cannot be used.
+        """
+        self._security.check_address(self._address)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
         await self._health.set(LIVENESS, _SERVING)
         await self.set_ready(False)
+        tls = None if self._security.tls is None else server_credentials(self._security.tls)
         try:
-            self.port = self._server.add_insecure_port(self._address)
+            if tls is None:
+                self.port = self._server.add_insecure_port(self._address)
+            else:
+                self.port = self._server.add_secure_port(self._address, tls)
         except RuntimeError as error:
             raise Unavailable(
                 f"cannot listen on {self._address}: {error}; is another process using the port?",
                 reason="ADDRESS_IN_USE",
             ) from error
         await self._server.start()
-        logger.info("listening", extra={"address": self._address, "port": self.port})
+        if self._security.keys is not None:
+            self._key_watch = asyncio.create_task(_watch(self._security.keys), name="keys")
+        logger.info(
+            "listening",
+            extra={
+                "address": self._address,
+                "port": self.port,
+                "tls": self._security.tls is not None,
+                "keys": self._security.keys is not None,
+            },
+        )
 
     @property
     def ready(self) -> bool:
@@ -99,6 +131,9 @@ class RpcServer:
         """Not ready at once; new calls are refused; running ones have `grace_s` seconds."""
         await self.set_ready(False)
         await self._server.stop(grace_s)
+        if self._key_watch is not None:
+            self._key_watch.cancel()
+            await asyncio.gather(self._key_watch, return_exceptions=True)
 
     @contextlib.asynccontextmanager
     async def running(self, grace_s: float = 5.0) -> AsyncIterator[RpcServer]:
@@ -108,6 +143,13 @@ class RpcServer:
             yield self
         finally:
             await self.stop(grace_s)
+
+
+async def _watch(keys: KeyFile) -> None:
+    """Takes new and revoked keys up while the server runs."""
+    while True:
+        await asyncio.sleep(_KEYS_EVERY_S)
+        await asyncio.to_thread(keys.reload_if_changed)
 
 
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ from treadle.api.inference.v1 import generation_pb2
 from treadle.api.worker.v1.queue_pb2 import LaneEntry
 from treadle.queue.keys import RequestKeys
 from treadle_gateway.clients import Artifact, GenerationDefaults
-from treadle_gateway.convert import payload_digest, to_generation, to_lane_entry
+from treadle_gateway.convert import to_generation, to_lane_entry
 from treadle_gateway.defaults import complete
 from treadle_gateway.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
@@ -90,7 +90,7 @@ def test_each_prompt(fields, prompt):
 
 
 def test_the_payload_is_all_but_the_id_and_the_time():
-    digest = payload_digest(FULL)
+    digest = to_generation(FULL).payload_digest
     other = generation_pb2.Generation()
     other.CopyFrom(FULL)
     other.request_id = "r2"
@@ -99,7 +99,7 @@ def test_the_payload_is_all_but_the_id_and_the_time():
     other.sampling.logit_bias.clear()
     for token_id in (3, 5):
         other.sampling.logit_bias[token_id] = FULL.sampling.logit_bias[token_id]
-    assert payload_digest(other) == digest
+    assert to_generation(other).payload_digest == digest
     changed = 0
     for field in FULL.DESCRIPTOR.fields:
         if field.name in ("request_id", "timeout") or not FULL.HasField("prompt"):
@@ -108,11 +108,11 @@ def test_the_payload_is_all_but_the_id_and_the_time():
         changing.CopyFrom(FULL)
         changing.ClearField(field.name)
         if changing != FULL:
-            assert payload_digest(changing) != digest, field.name
+            assert to_generation(changing).payload_digest != digest, field.name
             changed += 1
     assert changed == 10
     unnamed, named = (
         generation_pb2.Generation(text="x"),
         generation_pb2.Generation(text="x", tenant="default"),
     )
-    assert payload_digest(unnamed) == payload_digest(named)
+    assert to_generation(unnamed).payload_digest == to_generation(named).payload_digest

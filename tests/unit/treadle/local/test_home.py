@@ -13,6 +13,7 @@ from treadle.local import Home, LocalConfig, ModelToServe
 from treadle.local.ports import choose, free_ports, is_free
 from treadle.local.suite import choose_addresses, service_specs
 from treadle.process import child_command
+from treadle.security import Credentials
 
 HOLDER = """
 import sys, time, pathlib
@@ -93,7 +94,7 @@ def test_a_taken_port_is_refused_only_when_asked_for():
 def test_every_service_knows_the_others(tmp_path):
     addresses = choose_addresses(0, 2)
     inherited = {"PATH": "/bin", "TREADLE_ENGINE_DTYPE": "float32"}
-    specs = service_specs(Home(tmp_path), addresses, "redis://r/0", ["a", "b"], inherited)
+    specs = service_specs(Home(tmp_path), addresses, "redis://r/0", ["a", "b"], inherited, Credentials())
     assert set(specs) == set(addresses)
     for name, spec in specs.items():
         kind = name.partition("-")[0]
