@@ -929,6 +929,7 @@ class ServedModel(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The alias, or the artifact digest where it has none."""
     artifact_digest: _builtins.str
@@ -937,6 +938,10 @@ class ServedModel(_message.Message):
     vocab_size: _builtins.int
     ready_workers: _builtins.int
     """How many workers are ready for it."""
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Where none is ready: why those that should serve it could not load it."""
+
     def __init__(
         self,
         *,
@@ -946,10 +951,11 @@ class ServedModel(_message.Message):
         max_model_len: _builtins.int = ...,
         vocab_size: _builtins.int = ...,
         ready_workers: _builtins.int = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "max_model_len", b"max_model_len", "model", b"model", "profile", b"profile", "ready_workers", b"ready_workers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "error", b"error", "max_model_len", b"max_model_len", "model", b"model", "profile", b"profile", "ready_workers", b"ready_workers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

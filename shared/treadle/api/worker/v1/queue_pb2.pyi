@@ -33,6 +33,8 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_LOADING: _WorkerState.ValueType  # 1
     WORKER_STATE_READY: _WorkerState.ValueType  # 2
     WORKER_STATE_DRAINING: _WorkerState.ValueType  # 3
+    WORKER_STATE_FAILED: _WorkerState.ValueType  # 4
+    """Of a profile: it could not be loaded; the worker serves its others."""
 
 class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ WORKER_STATE_UNSPECIFIED: WorkerState.ValueType  # 0
 WORKER_STATE_LOADING: WorkerState.ValueType  # 1
 WORKER_STATE_READY: WorkerState.ValueType  # 2
 WORKER_STATE_DRAINING: WorkerState.ValueType  # 3
+WORKER_STATE_FAILED: WorkerState.ValueType  # 4
+"""Of a profile: it could not be loaded; the worker serves its others."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
 @_typing.final
@@ -301,6 +305,7 @@ class LoadedProfile(_message.Message):
     NUM_KV_BLOCKS_FIELD_NUMBER: _builtins.int
     BLOCK_SIZE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     profile: _builtins.str
     artifact_digest: _builtins.str
     compute_digest: _builtins.str
@@ -315,6 +320,10 @@ class LoadedProfile(_message.Message):
     num_kv_blocks: _builtins.int
     block_size: _builtins.int
     state: Global___WorkerState.ValueType
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """Why it could not be loaded, with WORKER_STATE_FAILED."""
+
     def __init__(
         self,
         *,
@@ -331,10 +340,11 @@ class LoadedProfile(_message.Message):
         num_kv_blocks: _builtins.int = ...,
         block_size: _builtins.int = ...,
         state: Global___WorkerState.ValueType = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "block_size", b"block_size", "cache_dtype", b"cache_dtype", "compute_digest", b"compute_digest", "dtype", b"dtype", "max_model_len", b"max_model_len", "model_name", b"model_name", "num_kv_blocks", b"num_kv_blocks", "profile", b"profile", "quantization", b"quantization", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "block_size", b"block_size", "cache_dtype", b"cache_dtype", "compute_digest", b"compute_digest", "dtype", b"dtype", "error", b"error", "max_model_len", b"max_model_len", "model_name", b"model_name", "num_kv_blocks", b"num_kv_blocks", "profile", b"profile", "quantization", b"quantization", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
