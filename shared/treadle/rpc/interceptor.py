@@ -1,4 +1,4 @@
-"""The one server interceptor: names the request in the log, maps errors to statuses, asks who calls, decodes
+"""The one server interceptor: traces and logs, counts, maps errors to statuses, asks who calls, decodes
 tolerantly; in this order, from the outside in.
 
 grpc.aio ends a call as UNKNOWN, before servicer and interceptors, when a deserialiser raises. So the
@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -24,10 +24,16 @@ from treadle.rpc.status import abort
 from treadle.security import ANYBODY, Principal, ServerSecurity, bind_principal
 from treadle.security.permissions import allowed_roles
 from treadle.telemetry import bind_request_id
+from treadle.telemetry.tracing import NO_SPAN, TRACEPARENT, Span, SpanKind, Tracer, bind_span
+
+if TYPE_CHECKING:
+    from treadle.telemetry.rpc_metrics import MethodMetrics
+    from treadle.telemetry.service import Telemetry
 
 logger = logging.getLogger(__name__)
 
 _QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
+_CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class _Malformed:
@@ -81,8 +87,9 @@ def _authorize(security: ServerSecurity, details: grpc.HandlerCallDetails) -> Pr
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of a server; see the module's docstring."""
 
-    def __init__(self, security: ServerSecurity) -> None:
+    def __init__(self, security: ServerSecurity, telemetry: Telemetry | None = None) -> None:
         self._security = security
+        self._telemetry = telemetry
 
     async def intercept_service(
         self,
@@ -97,15 +104,42 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             "stream" if handler.response_streaming else "unary"
         )
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
-        call = _Call(
-            handler_call_details.method,
-            handler.request_streaming,
-            partial(_authorize, self._security, handler_call_details),
-        )
+        call = self._call(handler_call_details, handler.request_streaming)
         return handler._replace(
             request_deserializer=_tolerant(handler.request_deserializer),
             **{kind: wrap(getattr(handler, kind), call)},
         )
+
+    def _call(self, details: grpc.HandlerCallDetails, request_streaming: bool) -> _Call:
+        metrics, span, method = None, NO_SPAN, details.method
+        authorize = partial(_authorize, self._security, details)
+        if self._telemetry is not None:
+            quiet = method.startswith(_QUIET)
+            metrics = self._telemetry.rpc.method(method, measured=not quiet)
+            if self._telemetry.tracer.recording and not quiet:
+                span = _server_span(self._telemetry.tracer, details)
+        return _Call(method, request_streaming, authorize, metrics, span)
+
+
+def _server_span(tracer: Tracer, details: grpc.HandlerCallDetails) -> Span:
+    """The call's span, which goes on from the caller's."""
+    name = details.method.lstrip("/")
+    shown = [value for key, value in details.invocation_metadata or () if key == TRACEPARENT]
+    return tracer.span(
+        name,
+        traceparent=str(shown[0]) if shown else "",
+        kind=SpanKind.SERVER,
+        attributes={"rpc.system.name": "grpc", "rpc.method": name},
+    )
+
+
+@dataclass(slots=True)
+class _Ending:
+    """How a call ended."""
+
+    code: str = "OK"
+    reason: str = ""
+    error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +147,29 @@ class _Call:
     method: str
     request_streaming: bool
     authorize: Callable[[], Principal]
+    metrics: MethodMetrics | None
+    span: Span
 
     @contextlib.contextmanager
-    def bound(self, request: Any) -> Iterator[None]:
-        """What the log lines of this call carry."""
-        with bind_request_id("" if self.request_streaming else _request_id(request)):
-            yield
+    def observed(self, request: Any) -> Iterator[_Ending]:
+        """Around everything that happens in the call: its log lines, its span, its counts."""
+        ending, started = _Ending(), time.monotonic()
+        if self.metrics is not None:
+            self.metrics.begin()
+        with (
+            bind_request_id("" if self.request_streaming else _request_id(request)),
+            bind_span(self.span) if self.span.recording else contextlib.nullcontext(),
+        ):
+            try:
+                yield ending
+            finally:
+                seconds = time.monotonic() - started
+                if self.metrics is not None:
+                    self.metrics.end(ending.code, seconds)
+                _log(self.method, seconds, ending)
+                if self.span.recording:
+                    self.span.set({"rpc.response.status_code": ending.code})
+                    self.span.end(ending.error)
 
     def checked(self, request: Any) -> Any:
         return _checked_stream(request) if self.request_streaming else _checked(request)
@@ -126,24 +177,20 @@ class _Call:
 
 def _wrap_unary(behaviour: Any, call: _Call) -> Any:
     async def handle(request: Any, context: Any) -> Any:
-        started = time.monotonic()
-        with call.bound(request):
+        with call.observed(request) as ending:
             try:
                 with bind_principal(call.authorize()):
-                    response = await behaviour(call.checked(request), context)
+                    return await behaviour(call.checked(request), context)
             except BaseException as error:
-                await _fail(context, call.method, started, error)
+                await _fail(context, call.method, ending, error)
                 raise
-            _log(call.method, started, "OK")
-            return response
 
     return handle
 
 
 def _wrap_stream(behaviour: Any, call: _Call) -> Any:
     async def handle(request: Any, context: Any) -> AsyncIterator[Any]:
-        started = time.monotonic()
-        with call.bound(request):
+        with call.observed(request) as ending:
             try:
                 with bind_principal(call.authorize()):
                     responses = behaviour(call.checked(request), context)
@@ -153,30 +200,37 @@ def _wrap_stream(behaviour: Any, call: _Call) -> Any:
                         async for response in responses:
                             yield response
             except BaseException as error:
-                await _fail(context, call.method, started, error)
+                await _fail(context, call.method, ending, error)
                 raise
-            _log(call.method, started, "OK")
 
     return handle
 
 
-async def _fail(context: Any, method: str, started: float, error: BaseException) -> None:
+async def _fail(context: Any, method: str, ending: _Ending, error: BaseException) -> None:
     """Ends the call with the status of `error`; returns where the error must simply go on."""
+    ending.error = error
     # grpc.aio leaks native memory where a handler swallows its cancellation.
-    if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.AbortError):
-        _log(method, started, "CANCELLED" if not isinstance(error, grpc.aio.AbortError) else "ABORTED")
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        remaining_s = context.time_remaining()
+        ending.code = "CANCELLED" if remaining_s is None or remaining_s > 0 else "DEADLINE_EXCEEDED"
+        return
+    if isinstance(error, grpc.aio.AbortError):
+        ending.code = _CODES.get(context.code(), "UNKNOWN")
         return
     if isinstance(error, NotImplementedError):
         error = Unimplemented(f"{method} is in the contract, but this service has no code for it yet")
     if isinstance(error, TreadleError):
-        _log(method, started, error.code, reason=error.reason)
+        ending.code, ending.reason = error.code, error.reason
     else:
         logger.error("a handler failed", exc_info=error, extra={"method": method})
-        _log(method, started, "INTERNAL")
+        ending.code = "INTERNAL"
     await abort(context, error)
 
 
-def _log(method: str, started: float, outcome: str, **fields: str) -> None:
+def _log(method: str, seconds: float, ending: _Ending) -> None:
     level = logging.DEBUG if method.startswith(_QUIET) else logging.INFO
-    took = round((time.monotonic() - started) * 1e3, 2)
-    logger.log(level, "call", extra={"method": method, "status": outcome, "milliseconds": took, **fields})
+    fields: dict[str, object] = {"method": method, "status": ending.code}
+    fields["milliseconds"] = round(seconds * 1e3, 2)
+    if ending.reason:
+        fields["reason"] = ending.reason
+    logger.log(level, "call", extra=fields)

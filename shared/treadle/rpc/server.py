@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,6 +19,9 @@ from treadle.rpc.interceptor import CallInterceptor
 from treadle.rpc.server_tls import server_credentials
 from treadle.security import ServerSecurity
 from treadle.security.key_file import KeyFile
+
+if TYPE_CHECKING:
+    from treadle.telemetry.service import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +48,14 @@ class RpcServer:
         address: str,
         *,
         security: ServerSecurity | None = None,
+        telemetry: Telemetry | None = None,
         maximum_concurrent_rpcs: int = 4096,
     ) -> None:
         self._address = address
         self._security = security or ServerSecurity()
         self._key_watch: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._security)],
+            interceptors=[CallInterceptor(self._security, telemetry)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
