@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from treadle import __version__
-from treadle.cli import models
+from treadle.cli import keys, models
 from treadle.cli.chat import chat
 from treadle.cli.console import show_error, tolerate_any_text
 from treadle.cli.demo import demo
@@ -65,6 +65,7 @@ def build_app() -> typer.Typer:
     add_command(app, chat)
     add_command(app, generate)
     app.add_typer(models.build_app(), name="models")
+    app.add_typer(keys.build_app(), name="keys")
     return app
 
 
