@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as ListOf
 from itertools import count
 from typing import Protocol
@@ -56,6 +57,7 @@ class Engine:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._num_commands = 0
 
     @property
     def has_work(self) -> bool:
@@ -67,7 +69,8 @@ class Engine:
 
         What cannot be run, and what needs no further token, is answered by the next step.
         """
-        self.abort(request.request_id)
+        self._num_commands += 1
+        self._drop(request.request_id)
         if error := check_request(request, self.vocab_size, self.max_model_len):
             self._undelivered.append(_failure(request.request_id, len(request.output_token_ids), error))
             return
@@ -91,19 +94,30 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Drops a request, if it is there; nothing more is said of it."""
+        self._num_commands += 1
+        self._drop(request_id)
+
+    def _drop(self, request_id: str) -> None:
         self._undelivered = [output for output in self._undelivered if output.request_id != request_id]
         if (sequence := self._sequences.get(request_id)) is not None:
             self._finish(sequence)
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it made and what was decided since the last step."""
+        scheduled_at = time.monotonic()
         scheduled = self.scheduler.schedule()
         outputs, self._undelivered = self._undelivered, []
         if scheduled.num_scheduled_tokens:
             self._num_steps += 1
             logits = self.runner.run(_chunks(scheduled))
             outputs += self._postprocess(scheduled, logits)
-        return StepOutputs(outputs=outputs, stats=self.stats())
+        return StepOutputs(
+            outputs=outputs,
+            stats=self.stats(),
+            scheduled_at=scheduled_at,
+            admitted=[sequence.request_id for sequence in scheduled.admitted],
+            preempted=[sequence.request_id for sequence in scheduled.preempted],
+        )
 
     def stats(self) -> EngineStats:
         """Gauges of now, and counters since the start."""
@@ -120,6 +134,7 @@ class Engine:
             num_chunked_prefills=scheduler.num_chunked_prefills,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_commands=self._num_commands,
         )
 
     def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:

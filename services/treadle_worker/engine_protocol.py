@@ -131,6 +131,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Prefill chunks that did not reach their prompt's end."""
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_commands: int = 0
+    """Commands taken in: whoever sent an abort knows from it that the blocks are free."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -138,6 +140,12 @@ class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
     outputs: list[SequenceOutput]
     stats: EngineStats
+    scheduled_at: float = 0.0
+    """By the machine's monotonic clock, seconds."""
+    admitted: list[str] = []
+    """Requests that were scheduled for the first time."""
+    preempted: list[str] = []
+    """Requests whose blocks were taken away; their tokens are computed anew later."""
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):

@@ -28,6 +28,8 @@ class SchedulerOutput:
     num_scheduled_tokens: dict[Sequence, int] = field(default_factory=dict)
     num_tokens: int = 0
     """Their sum."""
+    admitted: list[Sequence] = field(default_factory=list)
+    """Scheduled for the first time."""
     preempted: list[Sequence] = field(default_factory=list)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
@@ -172,6 +174,7 @@ class Scheduler:
             sequence.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
             self.prefix_cache_queries += sequence.num_prompt_tokens
             self.prefix_cache_hits += sequence.num_cached_tokens
+            output.admitted.append(sequence)
         self.block_manager.allocate(sequence, prefix)
         sequence.status = SequenceStatus.RUNNING
         insort(self._running, (sequence.rank, sequence))
