@@ -165,14 +165,23 @@ def load_engine(start: EngineStart) -> Engine:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; for "auto" CUDA, then mps, then the CPU."""
+    """The device of that name; for "auto" CUDA, then mps, then the CPU.
+
+    Where the accelerator is not there the CPU takes its place, with a warning. Raises RuntimeError and
+    ValueError for what is no device of these three kinds.
+    """
     import torch
 
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    device = torch.device(name)
+    if device.type not in there:
+        raise ValueError(f"the device {name!r} is not supported; these are: {', '.join(there)}, auto")
+    if (device.index or 0) < there[device.type]:
+        return device
+    _log.warning("the device is not there; the CPU is used", extra={"device": name})
+    return torch.device("cpu")
 
 
 def _send(frames: FrameSocket, event: EngineEvent) -> None:
