@@ -56,17 +56,40 @@ def test_import_linter_finds_a_planted_import(tmp_path: Path, file: str, line: s
     assert broken[0].startswith(contract)
 
 
-def test_ruff_refuses_pickle_and_torch_load(tmp_path: Path):
+BANNED = {
+    "pickle": "import pickle",
+    "joblib": "import joblib",
+    "multiprocessing": "from multiprocessing import Pipe",
+    "numpy.load": "import numpy\n\nnumpy.load('weights.npy')",
+    "torch.load": "import torch\n\ntorch.load('weights.pt')",
+    "torch.hub": "from torch import hub",
+    "torch.jit.load": "import torch\n\ntorch.jit.load('model.pt')",
+    "runpy": "import runpy",
+    "importlib.util.spec_from_file_location": "import importlib.util\n\n"
+    "importlib.util.spec_from_file_location('modeling', 'modeling.py')",
+}
+
+
+@pytest.mark.parametrize("root", ["services", "shared"])
+def test_ruff_refuses_what_runs_foreign_code(tmp_path: Path, root: str):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    planted = tmp_path / "services" / "treadle_worker" / "planted.py"
-    planted.parent.mkdir(parents=True)
-    planted.write_text(
-        'import pickle\n\nimport torch\n\nprint(pickle.loads(b""), torch.load("weights.pt"))\n'
-    )
+    planted = tmp_path / root / "planted"
+    planted.mkdir(parents=True)
+    for name, code in BANNED.items():
+        (planted / f"{name.replace('.', '_')}.py").write_text(code + "\n")
     result = run([str(BIN / "ruff"), "check", "--output-format", "concise"], tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     refused = [line for line in result.stdout.splitlines() if "TID251" in line]
-    assert [name for name in ("`pickle`", "`torch.load`") if any(name in line for line in refused)] == [
-        "`pickle`",
-        "`torch.load`",
-    ]
+    for name in BANNED:
+        file = f"{name.replace('.', '_')}.py:"
+        assert any(file in line and f"`{name}`" in line for line in refused), (name, refused)
+    print(f"{len(BANNED)} ways to run foreign code are refused in {root}")
+
+
+def test_ruff_refuses_eval_and_exec(tmp_path: Path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = tmp_path / "services" / "planted.py"
+    planted.parent.mkdir()
+    planted.write_text("eval(input())\nexec(input())\n")
+    result = run([str(BIN / "ruff"), "check", "--output-format", "concise"], tmp_path)
+    assert {code for code in ("S102", "S307") if code in result.stdout} == {"S102", "S307"}
