@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -73,8 +72,19 @@ def _request_id(request: Any) -> str:
     return ""
 
 
-def _authorize(security: ServerSecurity, details: grpc.HandlerCallDetails) -> Principal:
-    """Who calls; raises Unauthenticated and PermissionDenied."""
+def _unread(_: bytes) -> None:
+    """For a call that is refused whatever it says: nothing of a stranger's message is parsed."""
+
+
+def _caller(security: ServerSecurity, details: grpc.HandlerCallDetails) -> Principal | TreadleError:
+    """Who calls, or why that one may not."""
+    try:
+        return _recognised(security, details)
+    except TreadleError as refusal:
+        return refusal
+
+
+def _recognised(security: ServerSecurity, details: grpc.HandlerCallDetails) -> Principal:
     allowed = allowed_roles(details.method)
     if security.keys is None or allowed is None:
         return ANYBODY
@@ -106,19 +116,19 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         wrap = _wrap_stream if handler.response_streaming else _wrap_unary
         call = self._call(handler_call_details, handler.request_streaming)
         return handler._replace(
-            request_deserializer=_tolerant(handler.request_deserializer),
+            request_deserializer=_unread if call.refused else _tolerant(handler.request_deserializer),
             **{kind: wrap(getattr(handler, kind), call)},
         )
 
     def _call(self, details: grpc.HandlerCallDetails, request_streaming: bool) -> _Call:
         metrics, span, method = None, NO_SPAN, details.method
-        authorize = partial(_authorize, self._security, details)
+        caller = _caller(self._security, details)
         if self._telemetry is not None:
             quiet = method.startswith(_QUIET)
             metrics = self._telemetry.rpc.method(method, measured=not quiet)
             if self._telemetry.tracer.recording and not quiet:
                 span = _server_span(self._telemetry.tracer, details)
-        return _Call(method, request_streaming, authorize, metrics, span)
+        return _Call(method, request_streaming, caller, metrics, span)
 
 
 def _server_span(tracer: Tracer, details: grpc.HandlerCallDetails) -> Span:
@@ -146,9 +156,19 @@ class _Ending:
 class _Call:
     method: str
     request_streaming: bool
-    authorize: Callable[[], Principal]
+    caller: Principal | TreadleError
     metrics: MethodMetrics | None
     span: Span
+
+    @property
+    def refused(self) -> bool:
+        return isinstance(self.caller, TreadleError)
+
+    def admitted(self) -> Principal:
+        """Who calls; raises the refusal."""
+        if isinstance(self.caller, TreadleError):
+            raise self.caller
+        return self.caller
 
     @contextlib.contextmanager
     def observed(self, request: Any) -> Iterator[_Ending]:
@@ -179,7 +199,7 @@ def _wrap_unary(behaviour: Any, call: _Call) -> Any:
     async def handle(request: Any, context: Any) -> Any:
         with call.observed(request) as ending:
             try:
-                with bind_principal(call.authorize()):
+                with bind_principal(call.admitted()):
                     return await behaviour(call.checked(request), context)
             except BaseException as error:
                 await _fail(context, call.method, ending, error)
@@ -192,7 +212,7 @@ def _wrap_stream(behaviour: Any, call: _Call) -> Any:
     async def handle(request: Any, context: Any) -> AsyncIterator[Any]:
         with call.observed(request) as ending:
             try:
-                with bind_principal(call.authorize()):
+                with bind_principal(call.admitted()):
                     responses = behaviour(call.checked(request), context)
                     if inspect.isawaitable(responses):  # one that writes by itself, as Health.Watch
                         await responses

@@ -179,3 +179,36 @@ async def test_an_open_port_beyond_loopback_is_not_opened():
     with pytest.raises(FailedPrecondition) as error:
         await RpcServer("0.0.0.0:0").start()
     assert error.value.reason == "OPEN_TO_STRANGERS"
+
+
+async def test_nothing_of_a_strangers_message_is_parsed(tmp_path):
+    path = tmp_path / "keys.json"
+    key, record = new_key("any", [Role.ADMIN])
+    add_key(path, record)
+    parsed = []
+
+    async def echo(request: bytes, context: object) -> bytes:
+        return request
+
+    def deserialize(data: bytes) -> bytes:
+        parsed.append(len(data))
+        return data
+
+    method = grpc.unary_unary_rpc_method_handler(echo, request_deserializer=deserialize)
+
+    def add(servicer: object, server: grpc.aio.Server) -> None:
+        server.add_registered_method_handlers("test.Echo", {"Echo": method})
+
+    server = RpcServer("127.0.0.1:0", security=ServerSecurity(keys=KeyFile.read(path)))
+    server.add(add, object(), "test.Echo")
+    async with server.running(grace_s=0.1):
+        statuses = []
+        for shown in ("", key):
+            async with open_channel(f"127.0.0.1:{server.port}", Credentials(api_key=shown)) as channel:
+                try:
+                    await channel.unary_unary("/test.Echo/Echo")(b"x" * 1000, timeout=5)
+                    statuses.append("OK")
+                except grpc.aio.AioRpcError as error:
+                    statuses.append(error.code().name)
+    assert statuses == ["UNAUTHENTICATED", "OK"]
+    assert parsed == [1000]
