@@ -6,6 +6,7 @@ import grpc
 
 from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
 from treadle.rpc import from_rpc_error
+from treadle_tokenizer.convert import to_artifact
 from treadle_tokenizer.models import Artifact
 
 
@@ -23,13 +24,7 @@ class GrpcRegistry:
             response = await self._stub.ResolveModel(request, timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
-        artifact = response.artifact
-        return Artifact(
-            digest=artifact.digest,
-            tokenizer_digest=artifact.tokenizer_digest,
-            presentation_digest=artifact.presentation_digest,
-            location=artifact.location,
-        )
+        return to_artifact(response.artifact)
 
     async def is_there(self) -> bool:
         """Whether the registry answers at all."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
+from treadle.api.registry.v1 import artifact_pb2
 from treadle.api.tokenizer.v1 import tokenizer_pb2 as pb
 from treadle.errors import InvalidArgument, invalid_field
+from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.rpc.channel import MAX_MESSAGE_BYTES
 from treadle.text.tokenizer import TextOrPair
 from treadle_tokenizer.encoding import EncodeOptions, Padding, Row
-from treadle_tokenizer.models import Model
+from treadle_tokenizer.models import Artifact, Model
 from treadle_tokenizer.windows import Truncation
 
 
@@ -88,3 +91,14 @@ def encode_response(model: Model, rows: Iterable[Row]) -> pb.EncodeResponse:
             reason="ANSWER_TOO_LARGE",
         )
     return response
+
+
+def to_artifact(message: artifact_pb2.Artifact) -> Artifact:
+    """What the tokenizer needs of the registry's answer."""
+    files = tuple(StoredFile(file.path, file.digest, file.bytes) for file in message.files)
+    return Artifact(
+        digest=message.digest,
+        tokenizer_digest=message.tokenizer_digest,
+        presentation_digest=message.presentation_digest,
+        folder=StoredFolder(Path(message.location), message.digest, files),
+    )

@@ -7,28 +7,33 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from treadle.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 from treadle.models.remembered import RememberedNames
+from treadle.models.stored_folder import StoredFolder
 from treadle.text.chat_template import ChatTemplate
 from treadle.text.tokenizer import Tokenizer
 from treadle_tokenizer.load_once import LoadOnce
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+"""What Tokenizer.load reads."""
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+"""What ChatTemplate.load reads."""
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """What the registry says of a model: its digests, and where its canonical folder lies."""
+    """What the registry says of a model: its digests, and its canonical folder."""
 
     digest: str
     tokenizer_digest: str
     presentation_digest: str
-    location: str
+    folder: StoredFolder
 
 
 class Registry(Protocol):
@@ -76,15 +81,17 @@ class Models:
     async def get(self, model: str) -> Model:
         """The model behind an alias or digest.
 
-        Raises NotFound, Unavailable where the registry is away and was never asked for it, and
-        FailedPrecondition, reason TOKENIZER_NOT_LOADABLE, where its files cannot be used.
+        Raises NotFound, Unavailable where the registry is away and was never asked for it,
+        FailedPrecondition, reason TOKENIZER_NOT_LOADABLE, where its files cannot be used, and DataLoss where
+        they are not those that the registry has listed.
         """
         artifact = await self._resolve(model)
-        folder = Path(artifact.location)
+        folder = artifact.folder
 
         def load_tokenizer() -> Tokenizer:
             started = time.monotonic()
-            tokenizer = Tokenizer.load(folder, digest=artifact.tokenizer_digest)
+            folder.verify(_TOKENIZER_FILES)
+            tokenizer = Tokenizer.load(folder.path, digest=artifact.tokenizer_digest)
             took = round((time.monotonic() - started) * 1e3)
             logger.info(
                 "tokenizer loaded",
@@ -95,10 +102,15 @@ class Models:
         tokenizer = await self._tokenizers.get(
             artifact.tokenizer_digest, lambda: _in_thread(load_tokenizer, artifact)
         )
+
+        def load_template() -> ChatTemplate | None:
+            folder.verify(_TEMPLATE_FILES)
+            return ChatTemplate.load(folder.path, tokenizer.special_tokens)
+
         # Its special tokens are the tokenizer's part, the rest is the presentation's.
         template = await self._templates.get(
             (artifact.tokenizer_digest, artifact.presentation_digest),
-            lambda: _in_thread(lambda: ChatTemplate.load(folder, tokenizer.special_tokens), artifact),
+            lambda: _in_thread(load_template, artifact),
         )
         return Model(artifact.digest, tokenizer, template)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from treadle.api.inference.v1 import generation_pb2
 from treadle.api.registry.v1 import artifact_pb2
 from treadle.api.worker.v1 import queue_pb2, worker_pb2
 from treadle.errors import TreadleError
+from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.queue import codec
 from treadle.queue.keys import RequestKeys
 from treadle.queue.log import LogEntry
@@ -28,6 +30,7 @@ STATES = {
     "loading": queue_pb2.WORKER_STATE_LOADING,
     "ready": queue_pb2.WORKER_STATE_READY,
     "draining": queue_pb2.WORKER_STATE_DRAINING,
+    "failed": queue_pb2.WORKER_STATE_FAILED,
 }
 
 
@@ -134,11 +137,23 @@ def error_entry(error: TreadleError) -> bytes:
 
 def to_artifact(message: artifact_pb2.Artifact) -> Artifact:
     """What the worker needs of the registry's answer."""
-    return Artifact(message.digest, message.compute_digest, message.tokenizer_digest, message.location)
+    files = tuple(StoredFile(file.path, file.digest, file.bytes) for file in message.files)
+    return Artifact(
+        message.digest,
+        message.compute_digest,
+        message.tokenizer_digest,
+        StoredFolder(Path(message.location), message.digest, files),
+    )
 
 
 def to_loaded_profile(
-    model: str, artifact: Artifact, profile: str, dtype: str, state: str, ready: Ready | None
+    model: str,
+    artifact: Artifact,
+    profile: str,
+    dtype: str,
+    state: str,
+    ready: Ready | None,
+    failure: TreadleError | None,
 ) -> queue_pb2.LoadedProfile:
     """A model in the heartbeat; without `ready` its engine's sizes are not known yet."""
     loaded = queue_pb2.LoadedProfile(
@@ -155,6 +170,8 @@ def to_loaded_profile(
         loaded.vocab_size = ready.vocab_size
         loaded.num_kv_blocks = ready.num_blocks
         loaded.block_size = ready.block_size
+    if failure is not None:
+        loaded.error.CopyFrom(to_status(failure))
     return loaded
 
 

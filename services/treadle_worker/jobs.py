@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from treadle.models.stored_folder import StoredFolder
 from treadle.queue.keys import RequestKeys
 from treadle_worker.engine_protocol import AddRequest, SamplingParams
 
@@ -58,5 +59,5 @@ class Artifact:
     digest: str
     compute_digest: str
     tokenizer_digest: str
-    folder: str
+    folder: StoredFolder
     """The canonical folder, on a path that this worker can read."""

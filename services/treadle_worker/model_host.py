@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from treadle.errors import TreadleError, Unavailable
+from treadle.errors import DataLoss, TreadleError
 from treadle.models.profile import ServingProfile
-from treadle.text.tokenizer import Tokenizer
+from treadle.models.stored_folder import StoredFolder
 from treadle_worker.config import EngineConfig
-from treadle_worker.engine_protocol import EngineEvent, Failed, Ready
-from treadle_worker.engine_run import STALLED_S, Engine, EngineRun, Links
+from treadle_worker.engine_protocol import Ready
+from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
+from treadle_worker.loading import load
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 15.0
 _STABLE_S = 60.0
 """A run that lasted so long starts the pauses anew."""
+_LOOK_EVERY_S = 2.0
+"""Between two looks whether damaged files were put right."""
 
 
 class ModelHost:
@@ -34,6 +37,7 @@ class ModelHost:
         model: str,
         config: EngineConfig,
         links: Links,
+        metrics: ModelMetrics,
         *,
         resolve: Resolve,
         start_engine: StartEngine,
@@ -42,6 +46,7 @@ class ModelHost:
         self.model = model
         self.config = config
         self._links = links
+        self._metrics = metrics
         self._resolve = resolve
         self._start_engine = start_engine
         self._changed = changed
@@ -50,6 +55,8 @@ class ModelHost:
         self.profile = ""
         self.ready: Ready | None = None
         """While an engine is ready."""
+        self.failure: TreadleError | None = None
+        """Why it could not be loaded, until it is."""
         self.running: EngineRun | None = None
         self.draining = False
         self.num_engine_starts = 0
@@ -63,8 +70,17 @@ class ModelHost:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
+            files = await asyncio.to_thread(_state, self.artifact.folder)
             try:
                 await self._serve(self.artifact)
+            except DataLoss as error:
+                logger.error(
+                    "the model is not served: its files are damaged",
+                    extra={"model": self.model, "reason": error.reason, "cause": error.message},
+                )
+                # Loading it again would find the same, at the cost of reading all of it.
+                await _until_changed(self.artifact.folder, files)
+                continue
             except TreadleError as error:
                 logger.error(
                     "the engine is gone, another is started",
@@ -92,20 +108,23 @@ class ModelHost:
 
     async def _serve(self, artifact: Artifact) -> None:
         """One life of an engine; raises how it ended."""
-        folder = Path(artifact.folder)
-        engine = await self._start_engine(folder, self.config)
+        engine = await self._start_engine(artifact.folder.path, self.config)
         self.num_engine_starts += 1
         try:
-            # The engine loads meanwhile.
-            tokenizer = await asyncio.to_thread(Tokenizer.load, folder, digest=artifact.tokenizer_digest)
             events = engine.events()
-            self.ready = await _until_ready(events)
+            try:
+                self.ready, tokenizer = await load(artifact, events)
+            except TreadleError as error:
+                self.failure = error
+                raise
+            self.failure = None
             logger.info("the model is ready", extra={"model": self.model, "profile": self.profile})
-            self.running = EngineRun(engine, self.ready, self.profile, tokenizer, self._links)
+            self.running = EngineRun(engine, self.ready, self.profile, tokenizer, self._links, self._metrics)
             self._changed()
             await self.running.run(events, claims=not self.draining)
         finally:
             self.ready = self.running = None
+            self._metrics.engine_gone()
             self._changed()
             await engine.stop()
 
@@ -117,26 +136,26 @@ class ModelHost:
 
     @property
     def state(self) -> str:
-        """ "loading" (bounded by the engine's own signs of life), "ready" or "draining"."""
+        """ "loading" (bounded by the engine's own signs of life), "ready", "draining", or "failed" from the
+        first try that failed to one that does not."""
         if self.draining:
             return "draining"
-        return "loading" if self.ready is None else "ready"
+        if self.ready is not None:
+            return "ready"
+        return "loading" if self.failure is None else "failed"
 
 
-async def _until_ready(events: AsyncIterator[EngineEvent]) -> Ready:
-    """The engine's Ready; raises Unavailable where it fails, or gives no sign of life."""
+def _state(folder: StoredFolder) -> object:
+    """What `_until_changed` compares."""
+    try:
+        return folder.state()
+    except OSError:
+        return None
+
+
+async def _until_changed(folder: StoredFolder, before: object) -> None:
+    """Waits until the folder's files are others than they were."""
     while True:
-        try:
-            async with asyncio.timeout(STALLED_S):
-                event = await anext(events)
-        except TimeoutError:
-            raise Unavailable(
-                f"the engine gave no sign of life for {STALLED_S:.0f} s while loading",
-                reason="ENGINE_STALLED",
-            ) from None
-        except StopAsyncIteration:
-            raise Unavailable("the engine ended while loading", reason="ENGINE_DIED") from None
-        if isinstance(event, Ready):
-            return event
-        if isinstance(event, Failed):
-            raise Unavailable(event.message, reason="ENGINE_NOT_LOADED")
+        if await asyncio.to_thread(_state, folder) != before:
+            return
+        await asyncio.sleep(_LOOK_EVERY_S)

@@ -14,11 +14,13 @@ from treadle.api.worker.v1.queue_pb2 import Heartbeat, LoadedProfile
 from treadle.errors import TreadleError
 from treadle.queue import workers
 from treadle.queue.connection import connect, connect_blocking
+from treadle.telemetry.service import Telemetry
 from treadle_worker.clock import RedisClock
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.convert import to_heartbeat, to_loaded_profile
 from treadle_worker.engine_run import EngineRun, Links
 from treadle_worker.heartbeat import Heart
+from treadle_worker.metrics import WorkerMetrics
 from treadle_worker.model_host import ModelHost, Resolve, StartEngine
 from treadle_worker.notices import NoticeReader
 
@@ -43,6 +45,7 @@ class Worker:
         resolve: Resolve,
         start_engine: StartEngine,
         set_ready: Callable[[bool], Awaitable[None]],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.consumer = f"{config.name or socket.gethostname()}-{secrets.token_hex(6)}"
         """A name that no other process ever has: a restarted worker is another consumer."""
@@ -55,19 +58,22 @@ class Worker:
         )
         clock = RedisClock()
         self.heart = Heart(self._redis, clock, self.describe, self._beaten)
-        links = Links(self._redis, self._blocking, self.consumer, clock, config.max_claimed)
+        telemetry = telemetry or Telemetry()
+        metrics = WorkerMetrics(telemetry.registry)
+        links = Links(self._redis, self._blocking, self.consumer, clock, config.max_claimed, telemetry.tracer)
         self.hosts = [
             ModelHost(
                 model,
                 engine_config,
                 links,
+                metrics.model(model),
                 resolve=resolve,
                 start_engine=start_engine,
                 changed=self.heart.wake,
             )
             for model in config.models
         ]
-        self._notices = NoticeReader(self._blocking, self.consumer, self._runs)
+        self._notices = NoticeReader(self._blocking, self.consumer, clock, self._runs)
         self.draining = False
         self._drained: asyncio.Task[None] | None = None
 
@@ -76,10 +82,14 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """ "loading" until every model is ready, then "ready"; "draining" once it takes no more work."""
+        """ "loading" until it is known of every model whether it can be served; then "ready", or "failed"
+        where none can. "draining" once it takes no more work."""
         if self.draining:
             return "draining"
-        return "ready" if all(host.state == "ready" for host in self.hosts) else "loading"
+        states = {host.state for host in self.hosts}
+        if not states <= {"ready", "failed"}:
+            return "loading"
+        return "failed" if states == {"failed"} else "ready"
 
     @property
     def uptime_ms(self) -> int:
@@ -92,7 +102,13 @@ class Worker:
             (
                 host,
                 to_loaded_profile(
-                    host.model, host.artifact, host.profile, host.config.dtype, host.state, host.ready
+                    host.model,
+                    host.artifact,
+                    host.profile,
+                    host.config.dtype,
+                    host.state,
+                    host.ready,
+                    host.failure,
                 ),
             )
             for host in self.hosts
@@ -103,7 +119,7 @@ class Worker:
         """What the heartbeat says."""
         # A worker with one model ready and another loading is ready for the first.
         any_ready = any(host.state == "ready" for host in self.hosts)
-        state = "draining" if self.draining else "ready" if any_ready else "loading"
+        state = "ready" if any_ready and not self.draining else self.state
         profiles = [profile for _, profile in self.profiles()]
         return to_heartbeat(self.consumer, self._config.address, state, profiles, self.uptime_ms)
 

@@ -26,6 +26,7 @@ from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grp
 from treadle.api.tokenizer.v1 import tokenizer_pb2 as pb
 from treadle.api.tokenizer.v1 import tokenizer_pb2_grpc
 from treadle.errors import NotFound, TreadleError
+from treadle.models.stored_folder import file_digest
 from treadle.process import child_command
 from treadle.rpc import RpcServer, from_rpc_error, open_channel
 
@@ -57,6 +58,10 @@ class HeldRegistry(registry_pb2_grpc.RegistryServiceServicer):
             tokenizer_digest=tokenizer,
             presentation_digest=presentation,
             location=str(folder),
+            files=[
+                artifact_pb2.ArtifactFile(path=path.name, digest=file_digest(path), bytes=path.stat().st_size)
+                for path in folder.glob("*.j*")
+            ],
         )
         self.artifacts[alias] = self.artifacts[digest] = artifact
         return artifact

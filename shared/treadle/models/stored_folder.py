@@ -57,13 +57,22 @@ class StoredFolder:
                 read += self._verify_one(file, stopped)
         return read
 
+    def state(self) -> frozenset[tuple[str, int, int, int]]:
+        """Path, inode, size and time of change of each file: what was put right looks different."""
+        found = set()
+        for name in self._present():
+            try:
+                stat = (self.path / name).stat()
+            except FileNotFoundError:
+                continue
+            found.add((name, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return frozenset(found)
+
     def _is_there(self, name: str) -> bool:
         return (self.path / name).exists()
 
     def _present(self) -> Iterator[str]:
-        return (
-            path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir()
-        )
+        return (path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if not path.is_dir())
 
     def _verify_one(self, file: StoredFile, stopped: Callable[[], bool]) -> int:
         again = "import the model again, which replaces it"

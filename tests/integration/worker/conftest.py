@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import fake_engine as fake
 import pytest
 from redis.asyncio import Redis
 
@@ -23,16 +22,6 @@ from treadle.queue.submission import submit
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.jobs import Artifact
 from treadle_worker.worker import Worker
-
-
-def _load(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fake = _load("fake_engine")
 
 PROFILE = ServingProfile("sha256:c", "bfloat16").id
 
@@ -112,8 +101,10 @@ def answer() -> Callable[..., list[int]]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    fake.write_tokenizer(tmp_path)
-    return tmp_path
+    folder = tmp_path / "model"
+    folder.mkdir()
+    fake.write_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture
@@ -146,7 +137,7 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
         readiness: list[bool] = []
 
         async def resolve(model: str) -> Artifact:
-            return Artifact("sha256:a", "sha256:c", "sha256:t", str(folder))
+            return Artifact("sha256:a", "sha256:c", "sha256:t", fake.stored_folder(folder))
 
         async def start_engine(folder: Path, config: EngineConfig) -> fake.FakeEngine:
             engines.append(fake.FakeEngine(step_s))

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from treadle.errors import Unavailable
+from treadle.models.stored_folder import StoredFile, StoredFolder, file_digest
 from treadle_worker.engine_protocol import (
     AddRequest,
     EngineCommand,
@@ -42,6 +43,12 @@ def write_tokenizer(folder: Path) -> None:
     backend.decoder = ByteLevelDecoder()
     backend.add_special_tokens(["<eos>"])
     backend.save(str(folder / "tokenizer.json"))
+
+
+def stored_folder(folder: Path) -> StoredFolder:
+    """The folder with what lies in it, as the registry would list it."""
+    files = [StoredFile(path.name, file_digest(path), path.stat().st_size) for path in folder.iterdir()]
+    return StoredFolder(folder, "sha256:a", tuple(files))
 
 
 _CHARACTERS = [character.encode() for character in "abcdefghij klmnopqrst uvwxyz é ü 線 織"]

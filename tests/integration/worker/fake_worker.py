@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fake_engine import FakeEngine
+from fake_engine import FakeEngine, stored_folder
 
 from treadle.queue import keys
 from treadle.rpc import run_service
@@ -26,7 +26,7 @@ async def serve(stop: asyncio.Event) -> None:
     intake.SWEEP_S = 0.1
 
     async def resolve(model: str) -> Artifact:
-        return Artifact("sha256:a", "sha256:c", "sha256:t", folder)
+        return Artifact("sha256:a", "sha256:c", "sha256:t", stored_folder(Path(folder)))
 
     async def start_engine(folder: Path, config: EngineConfig) -> FakeEngine:
         return FakeEngine(float(step_s))

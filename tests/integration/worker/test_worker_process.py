@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
 from treadle.api.worker.v1 import queue_pb2, worker_pb2, worker_pb2_grpc
+from treadle.models.stored_folder import file_digest
 from treadle.queue import workers
 from treadle.rpc import RpcServer, open_channel
 
@@ -39,6 +40,10 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             compute_digest="sha256:c",
             tokenizer_digest="sha256:t",
             location=str(self._folder),
+            files=[
+                artifact_pb2.ArtifactFile(path=path.name, digest=file_digest(path), bytes=path.stat().st_size)
+                for path in self._folder.iterdir()
+            ],
         )
         return registry_pb2.ResolveModelResponse(artifact=artifact)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from treadle.errors import DeadlineExceeded, FailedPrecondition, NotFound, TreadleError, Unavailable
+from treadle.errors import DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, TreadleError, Unavailable
+from treadle.models.stored_folder import StoredFile, StoredFolder, file_digest
 from treadle_tokenizer.load_once import LoadOnce
 from treadle_tokenizer.models import Artifact, Models
 
@@ -38,11 +39,19 @@ class Clock:
         return self.now
 
 
+def artifact(name: str, folder: Path, presentation: str = "p") -> Artifact:
+    """An artifact of what lies in the folder now."""
+    paths = folder.iterdir() if folder.exists() else ()
+    files = tuple(StoredFile(path.name, file_digest(path), path.stat().st_size) for path in paths)
+    stored = StoredFolder(folder, f"sha256:{name}", files)
+    return Artifact(f"sha256:{name}", "sha256:t", f"sha256:{presentation}", stored)
+
+
 @pytest.fixture
 def registry(folder: Path) -> HeldRegistry:
     held = HeldRegistry()
-    held.artifacts["words"] = Artifact("sha256:a", "sha256:t", "sha256:p", str(folder))
-    held.artifacts["others"] = Artifact("sha256:b", "sha256:t", "sha256:q", str(folder))
+    held.artifacts["words"] = artifact("a", folder)
+    held.artifacts["others"] = artifact("b", folder, "q")
     return held
 
 
@@ -111,20 +120,43 @@ async def test_what_the_registry_no_longer_knows(registry: HeldRegistry) -> None
 async def test_names_are_bounded(registry: HeldRegistry, folder: Path) -> None:
     models = Models(registry, max_resolved=3)
     for number in range(10):
-        registry.artifacts[f"m{number}"] = Artifact(f"sha256:{number}", "sha256:t", "sha256:p", str(folder))
+        registry.artifacts[f"m{number}"] = artifact(str(number), folder)
         await models.get(f"m{number}")
     assert models._names.names == ["m7", "m8", "m9"]
 
 
 async def test_files_that_are_not_there(registry: HeldRegistry, tmp_path: Path) -> None:
     models = Models(registry)
-    registry.artifacts["gone"] = Artifact("sha256:g", "sha256:gt", "sha256:p", str(tmp_path / "gone"))
+    registry.artifacts["gone"] = artifact("gone", tmp_path / "gone")
     for _ in range(2):
         with pytest.raises(FailedPrecondition) as caught:
             await models.get("gone")
         assert caught.value.reason == "TOKENIZER_NOT_LOADABLE"
     # A failure is not kept.
     assert models.num_loads == 2
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+async def test_files_that_changed_are_not_used(registry: HeldRegistry, folder: Path, name: str) -> None:
+    whole = (folder / name).read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        models = Models(registry)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(DataLoss) as caught:
+            await models.get("words")
+        assert (caught.value.reason, caught.value.metadata["file"]) == ("DAMAGED_FILE", name)
+        (folder / name).write_bytes(whole)
+        assert (await models.get("words")).artifact_digest == "sha256:a"
+
+
+async def test_a_file_that_the_registry_does_not_know_is_not_used(
+    registry: HeldRegistry, folder: Path
+) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(DataLoss, match="none of the model's files"):
+        await Models(registry).get("words")
 
 
 async def test_load_once_keeps_the_last_ones() -> None:
