@@ -27,9 +27,7 @@ class _WorkerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _WorkerStateEnumTypeWrapper(
-    _enum_type_wrapper._EnumTypeWrapper[_WorkerState.ValueType], _builtins.type
-):
+class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     WORKER_STATE_UNSPECIFIED: _WorkerState.ValueType  # 0
     WORKER_STATE_LOADING: _WorkerState.ValueType  # 1
@@ -131,50 +129,9 @@ class LaneEntry(_message.Message):
         traceparent: _builtins.str = ...,
         model_name: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "output", b"output", "sampling", b"sampling", "stopping", b"stopping"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "adapter",
-        b"adapter",
-        "artifact_digest",
-        b"artifact_digest",
-        "disconnect_mode",
-        b"disconnect_mode",
-        "gateway_id",
-        b"gateway_id",
-        "model_name",
-        b"model_name",
-        "output",
-        b"output",
-        "payload_digest",
-        b"payload_digest",
-        "priority",
-        b"priority",
-        "profile",
-        b"profile",
-        "prompt_token_ids",
-        b"prompt_token_ids",
-        "request_id",
-        b"request_id",
-        "retention_ms",
-        b"retention_ms",
-        "sampling",
-        b"sampling",
-        "stopping",
-        b"stopping",
-        "tenant",
-        b"tenant",
-        "timeout_ms",
-        b"timeout_ms",
-        "tokenizer_digest",
-        b"tokenizer_digest",
-        "traceparent",
-        b"traceparent",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "artifact_digest", b"artifact_digest", "disconnect_mode", b"disconnect_mode", "gateway_id", b"gateway_id", "model_name", b"model_name", "output", b"output", "payload_digest", b"payload_digest", "priority", b"priority", "profile", b"profile", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "retention_ms", b"retention_ms", "sampling", b"sampling", "stopping", b"stopping", "tenant", b"tenant", "timeout_ms", b"timeout_ms", "tokenizer_digest", b"tokenizer_digest", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -217,41 +174,11 @@ class StreamEntry(_message.Message):
         tokens: _generation_pb2.TokenDelta | None = ...,
         terminal: Global___Terminal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "entry",
-        b"entry",
-        "fence",
-        b"fence",
-        "queued",
-        b"queued",
-        "started",
-        b"started",
-        "terminal",
-        b"terminal",
-        "tokens",
-        b"tokens",
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "fence", b"fence", "queued", b"queued", "started", b"started", "terminal", b"terminal", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "entry",
-        b"entry",
-        "fence",
-        b"fence",
-        "queued",
-        b"queued",
-        "started",
-        b"started",
-        "terminal",
-        b"terminal",
-        "tokens",
-        b"tokens",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "fence", b"fence", "queued", b"queued", "started", b"started", "terminal", b"terminal", "tokens", b"tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal[
-        "queued", "fence", "started", "tokens", "terminal"
-    ]  # noqa: Y015
+    _WhichOneofReturnType_entry: _TypeAlias = _typing.Literal["queued", "fence", "started", "tokens", "terminal"]  # noqa: Y015
     _WhichOneofArgType_entry: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_entry) -> _WhichOneofReturnType_entry | None: ...
 
@@ -312,13 +239,9 @@ class Terminal(_message.Message):
         finished: _generation_pb2.Finished | None = ...,
         error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "error", b"error", "finished", b"finished", "outcome", b"outcome"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "error", b"error", "finished", b"finished", "outcome", b"outcome"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["finished", "error"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
@@ -359,20 +282,7 @@ class Heartbeat(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "address",
-        b"address",
-        "consumer",
-        b"consumer",
-        "profiles",
-        b"profiles",
-        "state",
-        b"state",
-        "uptime_ms",
-        b"uptime_ms",
-        "version",
-        b"version",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "consumer", b"consumer", "profiles", b"profiles", "state", b"state", "uptime_ms", b"uptime_ms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,36 +344,7 @@ class LoadedProfile(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "artifact_digest",
-        b"artifact_digest",
-        "block_size",
-        b"block_size",
-        "cache_dtype",
-        b"cache_dtype",
-        "compute_digest",
-        b"compute_digest",
-        "dtype",
-        b"dtype",
-        "error",
-        b"error",
-        "max_model_len",
-        b"max_model_len",
-        "model_name",
-        b"model_name",
-        "num_kv_blocks",
-        b"num_kv_blocks",
-        "profile",
-        b"profile",
-        "quantization",
-        b"quantization",
-        "state",
-        b"state",
-        "tokenizer_digest",
-        b"tokenizer_digest",
-        "vocab_size",
-        b"vocab_size",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "block_size", b"block_size", "cache_dtype", b"cache_dtype", "compute_digest", b"compute_digest", "dtype", b"dtype", "error", b"error", "max_model_len", b"max_model_len", "model_name", b"model_name", "num_kv_blocks", b"num_kv_blocks", "profile", b"profile", "quantization", b"quantization", "state", b"state", "tokenizer_digest", b"tokenizer_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,13 +371,9 @@ class ControlEntry(_message.Message):
         cancel: Global___CancelNotice | None = ...,
         watch: Global___WatchNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "cancel", b"cancel", "control", b"control", "watch", b"watch"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "control", b"control", "watch", b"watch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "cancel", b"cancel", "control", b"control", "version", b"version", "watch", b"watch"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "control", b"control", "version", b"version", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_control: _TypeAlias = _typing.Literal["cancel", "watch"]  # noqa: Y015
     _WhichOneofArgType_control: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
@@ -549,9 +426,7 @@ class WatchNotice(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "gateway_id", b"gateway_id", "request_id", b"request_id", "tenant", b"tenant"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "request_id", b"request_id", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
