@@ -264,6 +264,7 @@ def to_loaded(heartbeats: Iterable[Heartbeat]) -> list[Loaded]:
             max_model_len=one.max_model_len,
             vocab_size=one.vocab_size,
             ready=heartbeat.state == one.state == WORKER_STATE_READY,
+            error=from_status(one.error) if one.HasField("error") else None,
         )
         for heartbeat in heartbeats
         for one in heartbeat.profiles
@@ -279,4 +280,5 @@ def to_served_model(listed: Listed) -> inference_pb2.ServedModel:
         max_model_len=listed.max_model_len,
         vocab_size=listed.vocab_size,
         ready_workers=listed.ready_workers,
+        error=None if listed.error is None else to_status(listed.error),
     )

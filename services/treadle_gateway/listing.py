@@ -1,4 +1,5 @@
-"""What can be asked for now: the profiles that workers have ready, under the names that lead to them."""
+"""What can be asked for now: the profiles that workers have ready, under the names that lead to them; and
+those that should be, with what is in the way."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ class Listed:
     max_model_len: int
     vocab_size: int
     ready_workers: int
+    error: TreadleError | None = None
+    """Where none is ready: why it could not be loaded."""
 
 
 class Aliases:
@@ -51,7 +54,8 @@ class Aliases:
 
 
 def list_served(loaded: Iterable[Loaded], aliases: Iterable[tuple[str, str]]) -> list[Listed]:
-    """One line for each name and profile; an artifact without an alias stands under its digest.
+    """One line for each name and profile that a worker has ready or could not load; an artifact without an
+    alias stands under its digest.
 
     `aliases` are names with their artifacts' digests.
     """
@@ -60,21 +64,27 @@ def list_served(loaded: Iterable[Loaded], aliases: Iterable[tuple[str, str]]) ->
         names.setdefault(digest, []).append(alias)
     workers: dict[tuple[str, str], list[Loaded]] = {}
     for one in loaded:
-        if one.ready:
+        if one.ready or one.error is not None:
             workers.setdefault((one.artifact_digest, one.profile), []).append(one)
     lines = [
-        Listed(
-            model=name,
-            artifact_digest=digest,
-            profile=profile,
-            max_model_len=min(one.max_model_len for one in ready),
-            vocab_size=min(one.vocab_size for one in ready),
-            ready_workers=len(ready),
-        )
-        for (digest, profile), ready in workers.items()
+        _line(name, digest, profile, having)
+        for (digest, profile), having in workers.items()
         for name in _names(digest, names)
     ]
     return sorted(lines, key=_key)
+
+
+def _line(name: str, digest: str, profile: str, having: Sequence[Loaded]) -> Listed:
+    ready = [one for one in having if one.ready]
+    return Listed(
+        model=name,
+        artifact_digest=digest,
+        profile=profile,
+        max_model_len=min((one.max_model_len for one in ready), default=0),
+        vocab_size=min((one.vocab_size for one in ready), default=0),
+        ready_workers=len(ready),
+        error=None if ready else having[0].error,
+    )
 
 
 def _names(digest: str, aliases: Mapping[str, Sequence[str]]) -> Sequence[str]:

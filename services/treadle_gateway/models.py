@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from treadle.errors import (
+    DataLoss,
     DeadlineExceeded,
     FailedPrecondition,
     FieldViolation,
     NotFound,
+    TreadleError,
     Unavailable,
 )
 from treadle.models.remembered import RememberedNames
@@ -40,6 +42,8 @@ class Loaded:
     max_model_len: int
     vocab_size: int
     ready: bool
+    error: TreadleError | None = None
+    """Why the worker could not load it."""
 
     def serves(self, artifact: Artifact) -> bool:
         """Whether it answers for the artifact: equal numbers and equal ids; the template may differ."""
@@ -118,8 +122,9 @@ class Models:
     async def find(self, name: str, profile: str = "") -> ServedModel:
         """The model that will answer.
 
-        Raises NotFound for an unknown name, Unavailable (MODEL_NOT_SERVED) where nobody has it ready, and
-        FailedPrecondition (PROFILE_NOT_SERVED) where others of its profiles are served, but not `profile`.
+        Raises NotFound for an unknown name, Unavailable (MODEL_NOT_SERVED) where nobody has it ready,
+        DataLoss (DAMAGED_FILE) where that is so because its files are damaged, and FailedPrecondition
+        (PROFILE_NOT_SERVED) where others of its profiles are served, but not `profile`.
         """
         artifact = await self._artifacts.resolve(name)
         loaded = [one for one in await self.loaded() if one.serves(artifact)]
@@ -127,11 +132,7 @@ class Models:
         if profile:
             ready = _of_profile(name, profile, loaded)
         if not ready:
-            raise Unavailable(
-                f"no worker has model {name!r} ready; try again, or start one that serves it",
-                reason="MODEL_NOT_SERVED",
-                retry_after_s=NOT_SERVED_RETRY_S,
-            )
+            raise _not_served(name, loaded)
         names = [one.profile for one in ready]
         chosen = max(sorted(set(names)), key=names.count)
         return _served(artifact, [one for one in ready if one.profile == chosen])
@@ -143,6 +144,20 @@ class Models:
                 self._loaded = await self._read_loaded()
                 self._loaded_until = time.monotonic() + READY_FRESH_S
             return self._loaded
+
+
+def _not_served(name: str, loaded: Sequence[Loaded]) -> TreadleError:
+    """Why nobody answers. Damaged files stay so until somebody acts: no client should try again."""
+    errors = [one.error for one in loaded if one.error is not None]
+    if errors and len(errors) == len(loaded) and isinstance(errors[0], DataLoss):
+        # A fresh one: an exception that is raised again and again gathers tracebacks.
+        return DataLoss(errors[0].message, reason=errors[0].reason, metadata=errors[0].metadata)
+    why = f" ({errors[0].message})" if errors else ""
+    return Unavailable(
+        f"no worker has model {name!r} ready{why}; try again, or start one that serves it",
+        reason="MODEL_NOT_SERVED",
+        retry_after_s=NOT_SERVED_RETRY_S,
+    )
 
 
 def _of_profile(name: str, profile: str, loaded: Sequence[Loaded]) -> list[Loaded]:

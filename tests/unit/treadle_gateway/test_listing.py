@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from treadle.errors import InvalidArgument, Unavailable
+from treadle.errors import DataLoss, InvalidArgument, Unavailable
 from treadle_gateway.listing import Aliases, Listed, list_served, page
 from treadle_gateway.models import Loaded
 
@@ -33,6 +35,15 @@ def test_each_name_and_profile_is_a_line():
         ("y", "p1", 2, 40),
         ("y", "p2", 1, 50),
     ]
+
+
+def test_what_could_not_be_loaded_stands_with_its_reason_until_somebody_has_it():
+    failed = replace(loaded("a", "p1", ready=False), error=DataLoss("damaged"))
+    (line,) = list_served([failed, loaded("b", "p1", ready=False)], [("x", "a")])
+    assert (line.model, line.ready_workers, line.max_model_len) == ("x", 0, 0)
+    assert line.error is failed.error
+    (line,) = list_served([failed, loaded("a", "p1")], [("x", "a")])
+    assert (line.ready_workers, line.max_model_len, line.error) == (1, 50, None)
 
 
 @given(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from treadle.errors import FailedPrecondition, NotFound, Unavailable
+from treadle.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
 from treadle_gateway import models
 from treadle_gateway.clients import Artifact, GenerationDefaults
 from treadle_gateway.models import ArtifactCache, Loaded, Models
@@ -69,6 +69,24 @@ async def test_what_nobody_serves_is_unavailable(registry, loaded):
         await find(registry, loaded)
     assert caught.value.reason == "MODEL_NOT_SERVED"
     assert caught.value.retry_after_s
+
+
+DAMAGED = DataLoss("config.json is damaged", reason="DAMAGED_FILE", metadata={"file": "config.json"})
+FAILED = replace(LOADED, ready=False, error=DAMAGED)
+
+
+async def test_damaged_files_are_said_while_nobody_else_may_come_to_serve(registry):
+    for asked in ((), ("p-1",)):
+        with pytest.raises(DataLoss, match=r"config\.json is damaged") as caught:
+            await find(registry, [FAILED, FAILED], *asked)
+        assert caught.value is not DAMAGED
+        assert (caught.value.reason, caught.value.metadata) == ("DAMAGED_FILE", {"file": "config.json"})
+    loading = replace(LOADED, ready=False)
+    with pytest.raises(Unavailable, match=r"config\.json is damaged"):
+        await find(registry, [FAILED, loading])
+    with pytest.raises(Unavailable, match="ended with exit code -9"):
+        await find(registry, [replace(FAILED, error=Unavailable("it ended with exit code -9"))])
+    assert (await find(registry, [FAILED, LOADED])).ready_workers == 1
 
 
 async def test_a_profile_that_is_not_served_names_those_that_are(registry):
