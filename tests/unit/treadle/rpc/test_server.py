@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -166,3 +167,28 @@ def test_an_invalid_field_names_it():
     error = invalid_field("a.b", "must be 1")
     assert isinstance(error, InvalidArgument)
     assert error.fields == (FieldViolation("a.b", "must be 1"),)
+
+
+async def test_a_connection_may_take_its_time(server):
+    """A handshake over a slow network, or on a busy machine, takes longer than the first back-off."""
+    accepted = 0
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        await asyncio.sleep(0.5)
+        there, back = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(copy(reader, back), copy(there, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as slow:
+        port = slow.sockets[0].getsockname()[1]
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            request = health_pb2.HealthCheckRequest(service="liveness")
+            await health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    assert accepted == 1
