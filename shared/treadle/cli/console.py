@@ -64,4 +64,6 @@ def _way_out(error: TreadleError) -> str:
         return "nobody answers there: start a suite with `treadle up`, or name its gateway with --address"
     if error.code == "NOT_FOUND":
         return "`treadle models list` shows what the store has, `treadle status` what is served"
+    if error.code == "DATA_LOSS":
+        return "`treadle models show NAME` says where the model came from, `treadle models import` repairs it"
     return ""

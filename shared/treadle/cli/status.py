@@ -11,6 +11,7 @@ import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 from rich.table import Table
+from rich.text import Text
 
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.cli.asking import Address
@@ -114,6 +115,9 @@ def _show(
             )
         console.print()
         console.print(table)
+        for model in models:
+            if model.error:
+                console.print(Text.assemble((f"{model.name} is not served: ", "red"), model.error))
     rows = [(name, profile) for name, worker in workers.items() for profile in _profiles(worker)]
     if rows:
         headings = ("WORKER", "MODEL", "RUNNING", "WAITING", "FREE BLOCKS", "STEPS", "TOKENS", "PREFIX HITS")

@@ -107,7 +107,7 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model that can be asked for now."""
+    """A model that can be asked for now, or that no worker could load."""
 
     name: str
     """The alias, or the digest where it has none."""
@@ -117,3 +117,5 @@ class ServedModel:
     """Prompt and answer together, in tokens."""
     vocab_size: int
     ready_workers: int
+    error: str = ""
+    """Where none is ready: why it could not be loaded."""

@@ -190,7 +190,7 @@ def _usage(usage: generation_pb2.Usage) -> Usage:
 
 
 def served_model_from_proto(model: inference_pb2.ServedModel) -> ServedModel:
-    """A model that can be asked for."""
+    """A model of the list."""
     return ServedModel(
         name=model.model,
         digest=model.artifact_digest,
@@ -198,4 +198,5 @@ def served_model_from_proto(model: inference_pb2.ServedModel) -> ServedModel:
         max_model_len=model.max_model_len,
         vocab_size=model.vocab_size,
         ready_workers=model.ready_workers,
+        error=model.error.message,
     )
