@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-from treadle.errors import NotFound, ResourceExhausted
+from treadle.errors import DataLoss, NotFound, ResourceExhausted
+from treadle.models.stored_folder import StoredFile
 from treadle_registry.canonical import facts_of, generation_defaults, manifest_of, write_text_parts
 from treadle_registry.job import Source
-from treadle_registry.manifest import CONVERTER, Manifest, StoredFile
+from treadle_registry.manifest import CONVERTER, Manifest
 from treadle_registry.progress import ImportProgress, Report, Stage, StageMeter
 from treadle_registry.sources import SourceModel, open_source
 from treadle_registry.staging import Staging
@@ -36,7 +37,7 @@ def check_source(source: Source) -> Manifest:
 
 
 def import_source(store: Store, source: Source, report: Report = _unheard) -> Published:
-    """Imports `source` into `store` and gives the artifact; one that is there already is given as it is.
+    """Imports `source` into `store` and gives the artifact; one that is there and whole is given as it is.
 
     Blocks for as long as it takes: about a second for 50 million parameters. Raises TreadleError.
     """
@@ -68,15 +69,16 @@ def _convert(store: Store, staging: Staging, model: SourceModel, source: Source,
 
 
 def _same_source(store: Store, staging: Staging) -> Published | None:
-    """An artifact that this converter made from these very files."""
+    """An artifact that this converter made from these very files; a damaged one is made anew."""
     staged = staging.listed("source")
     for digest in store.digests():
         try:
             known = store.get(digest)
-        except NotFound:
+        except (NotFound, DataLoss):
+            # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
         if known.manifest.source_files == staged and known.manifest.converter == CONVERTER:
-            return known
+            return known if store.is_whole(known) else None
     return None
 
 

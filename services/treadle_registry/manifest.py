@@ -7,21 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from treadle.errors import DataLoss
+from treadle.models.stored_folder import StoredFile
 from treadle_registry.digests import Digests
 
 CONVERTER = "treadle-registry/1"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
 _VERSION = 1
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file by its path within the artifact's `canonical/` or `source/`, its digest and its size."""
-
-    path: str
-    digest: str
-    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -41,7 +41,7 @@ class Registry:
         def prepare() -> tuple[Store, Catalog]:
             store = Store.open(folder)
             catalog = Catalog(folder)
-            catalog.index(_readable(store))
+            catalog.index(found.manifest.digest for found in _readable(store, store.digests()))
             return store, catalog
 
         try:
@@ -80,10 +80,12 @@ class Registry:
         """A page of artifacts by digest, and the next page's token."""
         limit, after = page_size(size), str(read_token(token, "artifacts", ""))
 
-        def read() -> list[Published]:
-            return [self.store.get(digest) for digest in self.catalog.artifacts(after, limit + 1)]
+        def read() -> tuple[list[Published], str]:
+            digests = self.catalog.artifacts(after, limit + 1)
+            page, following = _page(digests, limit, "artifacts", str)
+            return _readable(self.store, page), following
 
-        return _page(await self.in_thread(read), limit, "artifacts", lambda item: item.manifest.digest)
+        return await self.in_thread(read)
 
     async def delete_artifact(self, digest: str) -> int:
         """Deletes an artifact; gives the freed bytes. Raises NotFound, and FailedPrecondition when in use."""
@@ -141,16 +143,14 @@ class Registry:
         await self.in_thread(take)
 
 
-def _readable(store: Store) -> list[str]:
+def _readable(store: Store, digests: Iterable[str]) -> list[Published]:
     """The artifacts whose manifests can be read: one that cannot must not take the others along."""
     readable = []
-    for digest in store.digests():
+    for digest in digests:
         try:
-            store.get(digest)
-        except DataLoss as error:
+            readable.append(store.get(digest))
+        except (DataLoss, NotFound) as error:
             logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
-        else:
-            readable.append(digest)
     return readable
 
 

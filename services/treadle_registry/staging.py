@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from treadle.errors import ResourceExhausted
-from treadle_registry.manifest import StoredFile
+from treadle.models.stored_folder import StoredFile
 
 _CHUNK = 1 << 20
 READ_ONLY = 0o444

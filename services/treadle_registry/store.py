@@ -16,15 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.errors import DataLoss, FailedPrecondition, NotFound
-from treadle_registry.manifest import Manifest, StoredFile
+from treadle.models.stored_folder import StoredFile
+from treadle_registry.file_digests import FileDigests
+from treadle_registry.manifest import Manifest
 from treadle_registry.names import check_digest
 from treadle_registry.staging import Staging, disk_errors, fsync_folder, staging_folder, sweep
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
@@ -101,39 +107,80 @@ class Store:
         found = (f"sha256:{path.parent.name}" for path in self._artifacts.glob(f"*/{MANIFEST}"))
         return sorted(found)
 
+    def is_whole(self, published: Published) -> bool:
+        """Whether every file of the artifact still is what its manifest says; reads all of them."""
+        return self._is_whole(published.canonical_folder.parent, published.manifest, FileDigests())
+
     def publish(self, staging: Staging, manifest: Manifest) -> Published:
-        """Makes what was staged an artifact, in one rename; the same artifact twice is the first one."""
-        target = self.folder(manifest.digest)
+        """Makes what was staged an artifact, in one rename; the same artifact twice is the first one.
+
+        Unless that is damaged: then it gives way to this one, and damaged blobs are replaced wherever they
+        are linked to.
+        """
+        target, digests = self.folder(manifest.digest), FileDigests()
+        # Hashing may take long, and others wait for the lock.
+        known = self._known(manifest.digest, digests)
+        for file in staging.files.values():
+            digests.of(self.blob_path(file.digest))
         with self._lock(), disk_errors("the artifact"):
-            if (target / MANIFEST).exists():
-                return self.get(manifest.digest)
+            if known is not None and (target / MANIFEST).exists():
+                return known
             for name, file in staging.files.items():
-                self._link_blob(staging.path(name), file)
+                self._link_blob(staging, name, file, digests)
             self._write_manifest(staging.artifact, manifest)
             for path, folders, _ in os.walk(staging.artifact, topdown=False):
                 folders.sort()
                 fsync_folder(Path(path))
+            if target.exists():
+                target.rename(staging.folder / "damaged")
             staging.artifact.rename(target)
             fsync_folder(self._artifacts)
         return self.get(manifest.digest, already_present=False)
 
-    def _link_blob(self, path: Path, file: StoredFile) -> None:
+    def _known(self, digest: str, digests: FileDigests) -> Published | None:
+        """The artifact, if it is there and whole."""
+        try:
+            published = self.get(digest)
+        except (NotFound, DataLoss):
+            return None
+        whole = self._is_whole(published.canonical_folder.parent, published.manifest, digests)
+        return published if whole else None
+
+    def _is_whole(self, folder: Path, manifest: Manifest, digests: FileDigests) -> bool:
+        expected = {folder / path: file.digest for path, file in _paths(manifest)} | {folder / MANIFEST: ""}
+        found = {path for path in folder.rglob("*") if not path.is_dir()}
+        return found == expected.keys() and all(
+            digests.of(path) == digest for path, digest in expected.items() if digest
+        )
+
+    def _link_blob(self, staging: Staging, name: str, file: StoredFile, digests: FileDigests) -> None:
         """Gives the staged file its blob's name; where the blob is there, the file becomes a link to it."""
-        blob = self.blob_path(file.digest)
+        path, blob = staging.path(name), self.blob_path(file.digest)
         blob.parent.mkdir(exist_ok=True)
         try:
             os.link(path, blob)
         except FileExistsError:
-            if blob.stat().st_size != file.size:
-                raise DataLoss(
-                    f"the stored blob {file.digest} has {blob.stat().st_size} bytes where it must have "
-                    f"{file.size}; delete the artifacts that hold it and import them again",
-                    reason="CORRUPT_BLOB",
-                ) from None
-            if not blob.samefile(path):
+            if digests.of(blob) != file.digest:
+                logger.error("a damaged blob is replaced", extra={"blob": file.digest})
+                _link_over(path, blob, staging.folder)
+                self._link_again(file.digest, staging.folder)
+            elif not blob.samefile(path):
                 path.unlink()
                 os.link(blob, path)
         fsync_folder(blob.parent)
+
+    def _link_again(self, digest: str, aside: Path) -> None:
+        """Points every artifact's file of this content at its blob."""
+        for artifact in self.digests():
+            try:
+                published = self.get(artifact)
+            except DataLoss:
+                continue
+            for path, file in _paths(published.manifest):
+                if file.digest == digest:
+                    place = published.canonical_folder.parent / path
+                    _link_over(self.blob_path(digest), place, aside)
+                    fsync_folder(place.parent)
 
     def _write_manifest(self, folder: Path, manifest: Manifest) -> None:
         aside = folder / f"{MANIFEST}.new"
@@ -173,3 +220,18 @@ class Store:
             yield
         finally:
             os.close(descriptor)
+
+
+def _paths(manifest: Manifest) -> list[tuple[str, StoredFile]]:
+    """The artifact's files by their path in its folder."""
+    kinds = (("canonical", manifest.files), ("source", manifest.source_files))
+    return [(f"{kind}/{file.path}", file) for kind, files in kinds for file in files]
+
+
+def _link_over(existing: Path, name: Path, aside: Path) -> None:
+    """Makes `name` a link to `existing`, in one step and whatever it was; `aside` is a folder for it."""
+    made = aside / f"link-{secrets.token_hex(8)}"
+    os.link(existing, made)
+    made.replace(name)
+    # Two links to one file: then nothing is renamed.
+    made.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ and no size, so nothing less than the content tells.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,10 @@ class StoredFolder:
             digest, size = _digest(self.path / file.path, stopped)
         except FileNotFoundError:
             raise self._damaged(file.path, file.digest, f"is gone; {again}") from None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise self._damaged(file.path, file.digest, f"cannot be read from the disk; {again}") from error
         if digest != file.digest:
             sizes = f"{size} bytes" if size == file.size else f"{size} bytes where {file.size} are due"
             raise self._damaged(
