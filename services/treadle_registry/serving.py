@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -49,3 +50,9 @@ async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
     finally:
         await imports.close()
         await registry.close()
+
+
+async def serve(config: RegistryConfig, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set."""
+    async with serving(config):
+        await stop.wait()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 
 from treadle.rpc import run_service
-from treadle.telemetry import configure_logging
 from treadle_tokenizer.config import TokenizerConfig
 from treadle_tokenizer.server import serve
 
@@ -16,8 +14,7 @@ def main() -> None:
     # The library's own threads would be shared by all requests, so that a large one held up the small ones;
     # it looks at this variable at its first batch.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    configure_logging("tokenizer")
-    run_service(partial(serve, TokenizerConfig()))
+    run_service("tokenizer", TokenizerConfig, serve)
 
 
 if __name__ == "__main__":

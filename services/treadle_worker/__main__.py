@@ -6,7 +6,6 @@ import asyncio
 
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.rpc import RpcServer, open_channel, run_service
-from treadle.telemetry import configure_logging
 from treadle_worker.clients import RegistryClient
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.engine_client import EngineClient
@@ -16,9 +15,9 @@ from treadle_worker.worker import Worker
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 
 
-async def serve(stop: asyncio.Event) -> None:
+async def serve(configs: tuple[WorkerConfig, EngineConfig], stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains and leaves within the grace period."""
-    config, engine_config = WorkerConfig(), EngineConfig()
+    config, engine_config = configs
     server = RpcServer(config.address, security=config.transport.server())
     async with open_channel(config.registry_address, config.transport.credentials()) as channel:
         worker = Worker(
@@ -55,9 +54,8 @@ async def _run(worker: Worker, stop: asyncio.Event) -> None:
 
 
 def main() -> None:
-    """The entry point."""
-    configure_logging("worker")
-    run_service(serve)
+    """Reads the environment and serves until SIGTERM or SIGINT."""
+    run_service("worker", lambda: (WorkerConfig(), EngineConfig()), serve)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -154,19 +153,3 @@ async def _watch(keys: KeyFile) -> None:
     while True:
         await asyncio.sleep(_KEYS_EVERY_S)
         await asyncio.to_thread(keys.reload_if_changed)
-
-
-def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Runs a service's `main(stop)` on a fresh event loop; SIGTERM and SIGINT set `stop`.
-
-    `main` starts its server, awaits `stop`, and leaves in good order.
-    """
-
-    async def supervised() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await main(stop)
-
-    asyncio.run(supervised())

@@ -12,15 +12,14 @@ from fake_engine import FakeEngine, stored_folder
 
 from treadle.queue import keys
 from treadle.rpc import run_service
-from treadle.telemetry import configure_logging
 from treadle_worker import intake
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.jobs import Artifact
 from treadle_worker.worker import Worker
 
 
-async def serve(stop: asyncio.Event) -> None:
-    redis_url, folder, name, ttl_ms, step_s = sys.argv[1:]
+async def serve(arguments: list[str], stop: asyncio.Event) -> None:
+    redis_url, folder, name, ttl_ms, step_s = arguments
     keys.BEAT_TTL_MS = int(ttl_ms)
     keys.BEAT_EVERY_MS = int(ttl_ms) // 4
     intake.SWEEP_S = 0.1
@@ -41,5 +40,4 @@ async def serve(stop: asyncio.Event) -> None:
         await stop.wait()
 
 
-configure_logging("fake-worker")
-run_service(serve)
+run_service("fake-worker", lambda: sys.argv[1:], serve)
