@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,78 +15,6 @@ from treadle_registry.importing import import_source
 from treadle_registry.job import Source
 from treadle_registry.names import check_alias, check_digest, file_inside, source_path
 from treadle_registry.store import Store
-
-# A process of its own, which forks before it has a thread: each child imports and kills itself at one of the
-# calls that make something durable or visible.
-_KILLED_AT_EVERY_STEP = """
-import json, os, signal, sys
-from pathlib import Path
-from treadle_registry.importing import import_source
-from treadle_registry.job import Source
-from treadle_registry.store import Store
-
-root, source = Path(sys.argv[1]), Source("gguf_file", sys.argv[2])
-STEPS = ("fsync", "link", "rename", "fchmod", "mkdir")
-
-def attempt(fatal):
-    seen = 0
-    def counted(call):
-        def wrapper(*args, **kwargs):
-            nonlocal seen
-            seen += 1
-            if seen == fatal:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-        return wrapper
-    store = Store.open(root)
-    for name in STEPS:
-        setattr(os, name, counted(getattr(os, name)))
-    import_source(store, source)
-    os._exit(0)
-
-killed, left = 0, 0
-while True:
-    pid = os.fork()
-    if pid == 0:
-        attempt(killed + 1)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0
-        break
-    assert os.WTERMSIG(status) == signal.SIGKILL
-    killed += 1
-    published = Store(root).digests()
-    # The last steps come after the rename that publishes: then it counts, and is whole.
-    for digest in published:
-        found = Store(root).get(digest)
-        assert all((found.canonical_folder / file.path).stat().st_size == file.size
-                   for file in found.manifest.files)
-    left += any(path.is_file() for path in (root / "tmp").rglob("*/*"))
-    Store.open(root)
-    assert not list((root / "tmp").iterdir())
-    if published:
-        Store(root).delete(published[0])
-    assert not [path for path in (root / "blobs").rglob("*") if path.is_file()]
-print(json.dumps({"killed": killed, "left": left, "digests": Store(root).digests()}))
-"""
-
-
-def test_killed_at_every_step(
-    tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
-):
-    path = write_gguf(tmp_path / "tiny.gguf", tiny_model(layers=1), vocabulary)
-    result = subprocess.run(
-        [sys.executable, "-c", _KILLED_AT_EVERY_STEP, str(tmp_path / "store"), str(path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    said = json.loads(result.stdout)
-    assert said["killed"] > 30
-    assert said["left"] > 20
-    assert len(said["digests"]) == 1
-    print(f"killed {said['killed']} times, {said['left']} of them with something half done")
 
 
 def test_a_living_import_is_not_swept(tmp_path: Path):
