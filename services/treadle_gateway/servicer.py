@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
 from treadle.api.inference.v1 import inference_pb2 as pb
-from treadle.errors import InvalidArgument, TreadleError, Unimplemented
+from treadle.errors import TreadleError, Unimplemented
+from treadle.rpc.decoding import Refused, decode
 from treadle.security import current_principal
 from treadle_gateway.batch import Batch
 from treadle_gateway.convert import ResponseBuilder, to_chunk, to_generation, to_served_model, to_status
@@ -28,7 +28,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Undecodable:
-    """Stands in a batch for a message that is none."""
+    """Stands in a batch for a message that is none: that is the end of the item, and not of the call."""
+
+    def __init__(self, error: TreadleError) -> None:
+        self.error = error
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -150,18 +153,13 @@ async def _collect(run: Run) -> pb.GenerateResponse:
 
 def _decoded(item: pb.BatchGenerateRequest | Undecodable) -> pb.BatchGenerateRequest:
     if isinstance(item, Undecodable):
-        raise InvalidArgument(
-            "the message cannot be decoded; send a BatchGenerateRequest, with valid UTF-8",
-            reason="MALFORMED_MESSAGE",
-        )
+        raise item.error
     return item
 
 
 def _decode_item(data: bytes) -> pb.BatchGenerateRequest | Undecodable:
-    try:
-        return pb.BatchGenerateRequest.FromString(data)
-    except DecodeError:
-        return Undecodable()
+    item: pb.BatchGenerateRequest | Refused = decode(pb.BatchGenerateRequest.FromString, data)
+    return Undecodable(item.error) if isinstance(item, Refused) else item
 
 
 def add_to_server(servicer: InferenceServicer, server: grpc.aio.Server) -> None:

@@ -1,8 +1,5 @@
 """The one server interceptor: traces and logs, counts, maps errors to statuses, asks who calls, decodes
 tolerantly; in this order, from the outside in.
-
-grpc.aio ends a call as UNKNOWN, before servicer and interceptors, when a deserialiser raises. So the
-deserialiser gives back a marker instead, and the marker is refused here as INVALID_ARGUMENT.
 """
 
 from __future__ import annotations
@@ -14,11 +11,13 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from treadle.errors import InvalidArgument, TreadleError, Unimplemented
+from treadle.errors import TreadleError, Unimplemented
+from treadle.rpc.decoding import Refused, decode
 from treadle.rpc.status import abort
 from treadle.security import ANYBODY, Principal, ServerSecurity, bind_principal
 from treadle.security.permissions import allowed_roles
@@ -35,27 +34,17 @@ _QUIET = ("/grpc.health.v1.", "/grpc.reflection.")
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class _Malformed:
-    """Stands where a request would, had it been decodable."""
-
-
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    def attempt(data: bytes) -> Any:
-        try:
-            return deserialize(data) if deserialize else data
-        except Exception:
-            logger.info("a message could not be decoded", exc_info=True)
-            return _Malformed()
+    return partial(decode, deserialize) if deserialize else _as_it_is
 
-    return attempt
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
 
 
 def _checked(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidArgument(
-            "the message cannot be decoded; send the message that the contract names, with valid UTF-8",
-            reason="MALFORMED_MESSAGE",
-        )
+    if isinstance(request, Refused):
+        raise request.error
     return request
 
 
