@@ -75,58 +75,73 @@ class _Count:
         self._data = data
         self._elements = 0
         self._numbers = 0
+        self._waiting: list[tuple[int, int, Descriptor, str]] = []
 
     def walk(self, descriptor: Descriptor) -> None:
-        waiting = [(0, len(self._data), descriptor, "")]
-        while waiting:
-            at, end, kind, path = waiting.pop()
-            fields = _fields(kind)
-            while at < end:
-                tag, at = self._varint(at)
-                field = fields.get(tag >> 3)
-                name = path if field is None else f"{path}.{field.name}"
-                self._elements += 1
-                if self._elements > MAX_ELEMENTS:
-                    raise _too_many(name, MAX_ELEMENTS, "parts")
-                start, at = self._skip(tag & 7, at)
-                if at > end:
-                    raise _Malformed
-                if field is None or tag & 7 != _LENGTH:
-                    continue
-                if field.message is not None:
-                    if path.count(".") < _MAX_DEPTH:
-                        waiting.append((start, at, field.message, name))
-                elif field.number_width is not None:
-                    self._count_numbers(field.number_width, start, at, name)
+        self._waiting.append((0, len(self._data), descriptor, ""))
+        while self._waiting:
+            self._walk_one(*self._waiting.pop())
 
-    def _count_numbers(self, width: int, start: int, end: int, name: str) -> None:
+    def _walk_one(self, at: int, end: int, kind: Descriptor, path: str) -> None:
+        """One message's fields. Called for each submessage, so its loop calls nothing that it need not."""
+        data, fields, paths = self._data, _fields(kind), _paths(kind, path)
+        while at < end:
+            tag = data[at]
+            at += 1
+            if tag >= 0x80:
+                tag, at = _varint(data, at - 1)
+            self._elements += 1
+            if self._elements > MAX_ELEMENTS:
+                raise _too_many(paths.get(tag >> 3, path), MAX_ELEMENTS, "parts")
+            wire_type = tag & 7
+            if wire_type != _LENGTH:
+                at = _skipped(data, wire_type, at)
+                continue
+            length, at = _varint(data, at)
+            start, at = at, at + length
+            if at > end:
+                raise _Malformed
+            field = fields.get(tag >> 3)
+            if field is None:
+                continue
+            if field.message is not None:
+                if length and path.count(".") < _MAX_DEPTH:
+                    self._waiting.append((start, at, field.message, paths[tag >> 3]))
+            elif field.number_width is not None:
+                self._count_numbers(field.number_width, start, at, paths[tag >> 3])
+
+    def _count_numbers(self, width: int, start: int, end: int, path: str) -> None:
         packed = self._data[start:end]
         self._numbers += len(packed) // width if width else len(packed.translate(None, _NOT_LAST))
         if self._numbers > MAX_NUMBERS:
-            raise _too_many(name, MAX_NUMBERS, "numbers")
+            raise _too_many(path, MAX_NUMBERS, "numbers")
 
-    def _skip(self, wire_type: int, at: int) -> tuple[int, int]:
-        """Where a field's content begins and ends."""
-        if wire_type == _VARINT:
-            return at, self._varint(at)[1]
-        if wire_type == _LENGTH:
-            length, at = self._varint(at)
-            return at, at + length
-        if wire_type in (_FIXED64, _FIXED32):
-            return at, at + (8 if wire_type == _FIXED64 else 4)
-        if wire_type in (_START_GROUP, _END_GROUP):
-            return at, at
-        raise _Malformed
 
-    def _varint(self, at: int) -> tuple[int, int]:
-        value = shift = 0
-        for place in range(at, min(at + 10, len(self._data))):
-            byte = self._data[place]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, place + 1
-            shift += 7
-        raise _Malformed
+@functools.lru_cache(maxsize=1024)
+def _paths(kind: Descriptor, path: str) -> dict[int, str]:
+    return {number: f"{path}.{field.name}" for number, field in _fields(kind).items()}
+
+
+def _skipped(data: bytes, wire_type: int, at: int) -> int:
+    """Where a field that is no list of bytes ends."""
+    if wire_type == _VARINT:
+        return _varint(data, at)[1]
+    if wire_type in (_FIXED64, _FIXED32):
+        return at + (8 if wire_type == _FIXED64 else 4)
+    if wire_type in (_START_GROUP, _END_GROUP):
+        return at
+    raise _Malformed
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    for byte in data[at : at + 10]:
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise _Malformed
 
 
 def _too_many(path: str, most: int, what: str) -> InvalidArgument:
