@@ -16,6 +16,8 @@ from treadle_gateway.models import ARTIFACT_FRESH_S, Loaded
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
+_MAX_TOKEN = 4096
+"""A name and a profile as JSON; what is longer was not made here, and is not parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ def _encode(key: tuple[str, str]) -> str:
 
 def _decode(token: str) -> tuple[str, str]:
     try:
+        if len(token) > _MAX_TOKEN:
+            raise ValueError("longer than any token")
         model, profile = json.loads(base64.b64decode(token, altchars=b"-_", validate=True))
         return str(model), str(profile)
     except (binascii.Error, ValueError, TypeError, RecursionError) as error:

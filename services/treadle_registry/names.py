@@ -77,8 +77,8 @@ def file_inside(folder: Path, name: str) -> Path:
 
 def check_source_path(text: str, field: str) -> Path:
     """A path that is absolute and has no ".."; raises InvalidArgument that names `field`."""
-    path = Path(text)
-    if not path.is_absolute() or ".." in path.parts or "\0" in text or len(text) > MAX_PATH:
+    path = Path(text) if len(text) <= MAX_PATH and "\0" not in text else None
+    if path is None or not path.is_absolute() or ".." in path.parts:
         raise invalid_field(
             field,
             f"must be an absolute path without '..', of at most {MAX_PATH} characters; got {text[:200]!r}",

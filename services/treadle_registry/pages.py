@@ -6,10 +6,12 @@ import base64
 import binascii
 import json
 
-from treadle.errors import invalid_field
+from treadle.errors import InvalidArgument, invalid_field
 
 _DEFAULT_SIZE = 50
 _MAX_SIZE = 500
+_MAX_TOKEN = 1024
+"""Names are shorter; what is longer was not made here, and is not parsed."""
 LAST = 1 << 62
 """Above every number of a row: where a list from the newest on begins."""
 
@@ -30,11 +32,24 @@ def read_token(token: str, listing: str, first: str | int) -> str | int:
     """The key to go on after; `first` where there is no token. Raises InvalidArgument for a foreign token."""
     if not token:
         return first
+    if len(token) > _MAX_TOKEN:
+        raise _foreign()
     try:
         found, key = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, TypeError):
-        found, key = None, None
-    if found != listing or type(key) is not type(first):
-        raise invalid_field("page_token", "is no token of this list; begin again without one")
+    except (ValueError, binascii.Error, TypeError, RecursionError):
+        raise _foreign() from None
+    if found != listing or not _is_key(key, first):
+        raise _foreign()
     assert isinstance(key, str | int)
     return key
+
+
+def _is_key(key: object, first: str | int) -> bool:
+    """Whether it can be the key of a row: names and digests are ASCII, numbers of rows SQLite's."""
+    if isinstance(first, str):
+        return isinstance(key, str) and key.isascii()
+    return type(key) is int and 0 <= key <= LAST
+
+
+def _foreign() -> InvalidArgument:
+    return invalid_field("page_token", "is no token of this list; begin again without one")
