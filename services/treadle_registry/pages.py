@@ -35,7 +35,8 @@ def read_token(token: str, listing: str, first: str | int) -> str | int:
     if len(token) > _MAX_TOKEN:
         raise _foreign()
     try:
-        found, key = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
+        value = json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True))
+        found, key = value if isinstance(value, list) else (None, None)
     except (ValueError, binascii.Error, TypeError, RecursionError):
         raise _foreign() from None
     if found != listing or not _is_key(key, first):
