@@ -18,6 +18,8 @@ MAX_STATUS_BYTES = 4096
 """Status travels in HTTP/2 trailers, which peers bound at 8 KiB or less."""
 
 _MAX_MESSAGE = 512
+_MAX_METADATA = 256
+_MORE = "…"
 _MAX_FIELDS_BYTES = 2048
 
 
@@ -26,7 +28,11 @@ def to_status(error: BaseException) -> status_pb2.Status:
     if not isinstance(error, TreadleError):
         error = Internal("internal error; the service's log has the details")
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+        error_details_pb2.ErrorInfo(
+            reason=error.reason,
+            domain=ERROR_DOMAIN,
+            metadata={key: _cut(value, _MAX_METADATA) for key, value in error.metadata.items()},
+        )
     ]
     if error.fields:
         details.append(_bad_request(error.fields))
@@ -102,5 +108,10 @@ async def abort(context: grpc.aio.ServicerContext[Message, Message], error: Base
     await context.abort(code, status.message, ((STATUS_METADATA_KEY, status.SerializeToString()),))
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _cut(text: str, size: int) -> str:
+    """The text in at most `size` bytes of UTF-8: gRPC sends a byte that is not ASCII as three. Half a
+    character, as a file's name may have it, becomes a question mark."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= size:
+        return encoded.decode()
+    return encoded[: size - len(_MORE.encode())].decode(errors="ignore") + _MORE
