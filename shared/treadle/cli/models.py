@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -48,6 +49,9 @@ def import_(
         str, typer.Argument(help="A Hugging Face folder, a .gguf file, or package:NAME.", show_default=False)
     ],
     alias: Annotated[str, typer.Option(help="The name to give it.", show_default=False)] = "",
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing where the store has a model of that name.")
+    ] = False,
     registry: Registry = "",
 ) -> None:
     """Bring a model into the store.
@@ -63,8 +67,21 @@ def import_(
 
       treadle models import ./tinyllama.Q4_K_M.gguf --alias tinyllama
     """
-    parsed = ModelSource.parse(source)
-    run_until_interrupted(_import(registry_address(registry), parsed, alias))
+    if if_missing and not alias:
+        raise invalid_field("if_missing", "--if-missing asks by the name: give it with --alias")
+    address = registry_address(registry)
+    # What is there already may have lost its source since.
+    if if_missing and (known := run_until_interrupted(_known(address, alias))):
+        result_console().print(f"{known.digest}  {alias} (the store had it before)")
+        return
+    run_until_interrupted(_import(address, ModelSource.parse(source), alias))
+
+
+async def _known(address: str, alias: str) -> Artifact | None:
+    async with RegistryClient(address, credentials=credentials()) as client:
+        with contextlib.suppress(NotFound):
+            return await client.resolve(alias)
+    return None
 
 
 async def _import(address: str, source: ModelSource, alias: str) -> None:
