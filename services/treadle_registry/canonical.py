@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import parse_config
+from treadle.models.config import MAX_CONFIG_BYTES, parse_config
 from treadle.models.llama import expected_tensors
+from treadle.text.chat_template import MAX_TEMPLATE_BYTES
 from treadle_registry.digests import Digests, compute_digest, presentation_digest, tokenizer_digest
 from treadle_registry.manifest import GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.names import check_file_name
@@ -20,6 +21,7 @@ from treadle_registry.staging import Staging
 
 WEIGHTS = "canonical/model.safetensors"
 _DEFAULT = "default"
+_MAX_TEMPLATES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def facts_of(parts: TextParts) -> ModelFacts:
     classes = parts.config.get("architectures")
     return ModelFacts(
         model_type=config.model_type,
-        architecture=str(classes[0]) if isinstance(classes, list) and classes else "",
+        architecture=str(classes[0])[:100] if isinstance(classes, list) and classes else "",
         parameters=sum(math.prod(shape) for shape in expected_tensors(config).values()),
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
@@ -58,14 +60,37 @@ def facts_of(parts: TextParts) -> ModelFacts:
     )
 
 
+def check_parts(parts: TextParts) -> None:
+    """Refuses what the services that load it would refuse, or could not bear.
+
+    Raises InvalidArgument: CORRUPT_CONFIG, FILE_TOO_LARGE, PATH_OUTSIDE for a template's name.
+    """
+    facts_of(parts)
+    generation_defaults(parts.generation, parts.config)
+    if (size := len(json_bytes(parts.config))) > MAX_CONFIG_BYTES:
+        raise _too_large("config.json", size, MAX_CONFIG_BYTES)
+    if len(parts.chat_templates) > _MAX_TEMPLATES:
+        raise InvalidArgument(
+            f"the model has {len(parts.chat_templates)} chat templates; at most {_MAX_TEMPLATES} are taken",
+            reason="FILE_TOO_LARGE",
+        )
+    for name, template in parts.chat_templates.items():
+        check_file_name(name, "the list of chat templates")
+        if (size := len(template.encode())) > MAX_TEMPLATE_BYTES:
+            raise _too_large(f"the chat template {name}", size, MAX_TEMPLATE_BYTES)
+
+
+def _too_large(what: str, size: int, most: int) -> InvalidArgument:
+    return InvalidArgument(f"{what} has {size} bytes; at most {most} are taken", reason="FILE_TOO_LARGE")
+
+
 def write_text_parts(staging: Staging, parts: TextParts) -> None:
-    """Stages every canonical file but the weights."""
+    """Stages every canonical file but the weights, of parts that were checked."""
     staging.write("canonical/config.json", json_bytes(parts.config))
     staging.write("canonical/tokenizer.json", parts.tokenizer_json)
     staging.write("canonical/tokenizer_config.json", json_bytes(parts.tokenizer_config))
     staging.write("canonical/generation_config.json", json_bytes(parts.generation))
     for name, template in parts.chat_templates.items():
-        check_file_name(name, "the list of chat templates")
         path = "chat_template" if name == _DEFAULT else f"additional_chat_templates/{name}"
         staging.write(f"canonical/{path}.jinja", template.encode())
 
@@ -90,13 +115,15 @@ def manifest_of(staging: Staging, parts: TextParts, tensors: TensorDigests, sour
 def generation_defaults(generation: Mapping[str, Any], config: Mapping[str, Any]) -> GenerationDefaults:
     """Sampling defaults out of generation_config.json; raises InvalidArgument (CORRUPT_CONFIG)."""
     sampled = generation.get("do_sample") is not False
+    eos = _ids(generation, "eos_token_id") or _ids(config, "eos_token_id")
     return GenerationDefaults(
         temperature=_number(generation, "temperature", 0, 100) if sampled else 0.0,
         top_k=_whole(generation, "top_k"),
         top_p=_number(generation, "top_p", 0, 1),
         min_p=_number(generation, "min_p", 0, 1),
         repetition_penalty=_number(generation, "repetition_penalty", 0, 100),
-        eos_token_ids=_ids(generation, "eos_token_id") or _ids(config, "eos_token_id"),
+        # An id past the logits is never drawn, and an engine takes none.
+        eos_token_ids=tuple(token for token in eos if token < config["vocab_size"]),
         bos_token_id=next(iter(_ids(generation, "bos_token_id") or _ids(config, "bos_token_id")), None),
         pad_token_id=next(iter(_ids(generation, "pad_token_id") or _ids(config, "pad_token_id")), None),
     )

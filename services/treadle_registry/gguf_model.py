@@ -62,5 +62,5 @@ class GgufModel:
                 tokenizer_config=tokenizer.config,
                 chat_templates=tokenizer.chat_templates,
                 generation=generation_config_from_gguf(file, config),
-                license=license_name if isinstance(license_name, str) else "",
+                license=license_name[:100] if isinstance(license_name, str) else "",
             )

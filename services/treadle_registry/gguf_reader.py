@@ -36,6 +36,11 @@ _SCALARS: dict[int, str] = {
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 
 _MAX_KEY = 65_535
+_MAX_COUNT = 65_536
+"""Tensors of a file, and pairs of metadata."""
+_MAX_STRING = 4 << 20
+_MAX_ELEMENTS = 4 << 20
+"""Elements of all arrays. The largest vocabularies have 262,144 tokens, and twice as many merges."""
 _MAX_TENSOR_NAME = 256
 _MAX_DIMENSIONS = 4
 _MAX_ALIGNMENT = 1 << 16
@@ -116,6 +121,7 @@ class _Header:
 
     def __init__(self, data: mmap.mmap, name: str) -> None:
         self._data, self._name, self._at, self._end = data, name, 0, len(data)
+        self._elements = 0
         if self._take(4) != MAGIC:
             raise corrupt(name, "it does not begin with GGUF")
         version: int = self._number("I")
@@ -143,11 +149,13 @@ class _Header:
         count: int = self._number("Q")
         if count * _SMALLEST_ENTRY > self._end - self._at:
             raise corrupt(self._name, f"it claims {count} {what}, more than its size can hold")
+        if count > _MAX_COUNT:
+            raise corrupt(self._name, f"it claims {count} {what}; at most {_MAX_COUNT} are read")
         return count
 
     def _string(self, longest: int, what: str) -> str:
         length: int = self._number("Q")
-        if length > min(longest, self._end - self._at):
+        if length > min(longest, _MAX_STRING, self._end - self._at):
             raise corrupt(self._name, f"{what} claims {length} bytes")
         try:
             return self._take(length).decode()
@@ -177,6 +185,9 @@ class _Header:
             raise corrupt(self._name, f"the array {key!r} has elements of type {kind}, which are not read")
         if count * smallest > self._end - self._at:
             raise corrupt(self._name, f"the array {key!r} claims {count} elements, more than the file has")
+        self._elements += count
+        if self._elements > _MAX_ELEMENTS:
+            raise corrupt(self._name, f"its arrays claim more than {_MAX_ELEMENTS} elements")
         if kind == _STRING:
             return [self._string(self._end, f"an element of {key!r}") for _ in range(count)]
         values = list(struct.unpack(f"<{count}{code}", self._take(count * smallest)))

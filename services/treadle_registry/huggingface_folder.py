@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from treadle.errors import FailedPrecondition, InvalidArgument
-from treadle.models.config import parse_config
+from treadle.models.config import MAX_CONFIG_BYTES, parse_config
 from treadle.models.llama import expected_tensors, tied_tensors
+from treadle.text.tokenizer import backend_from_bytes
 from treadle_registry.bfloat16 import round_to_bfloat16
 from treadle_registry.canonical import WEIGHTS, TextParts, json_bytes
 from treadle_registry.names import check_file_name, file_inside, is_file_name
@@ -31,12 +31,18 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
 _MAX_TEXT = 256 << 20
-_MAX_JSON = 64 << 20
+_MAX_TOKENIZER = 128 << 20
+_MAX_INDEX = 16 << 20
+_MAX_JSON = 16 << 20
+"""Of tokenizer_config.json, which may list every added token."""
+_MAX_FILES = 1024
 _CHUNK = 1 << 20
-_LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]*)", re.MULTILINE)
+_LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
 # Old checkpoints keep a table that follows from the configuration.
 _DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _FLOATS = ("F32", "F16", "BF16")
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""The first of two halves, or the second, as JSON or UTF-8 has them."""
 
 
 class HuggingFaceFolder:
@@ -59,6 +65,11 @@ class HuggingFaceFolder:
             for name in sorted({"config.json", "tokenizer.json", *kept, *self._weights})
         }
         """What is kept as it came: name in `source/` and where it lies."""
+        if len(self.files) > _MAX_FILES:
+            raise InvalidArgument(
+                f"{folder} has {len(self.files)} files of a model; at most {_MAX_FILES} are taken",
+                reason="TOO_MANY_FILES",
+            )
         for name, path in self.files.items():
             if name not in self._weights and path.stat().st_size > _MAX_TEXT:
                 raise InvalidArgument(f"{name} is larger than {_MAX_TEXT} bytes", reason="FILE_TOO_LARGE")
@@ -90,7 +101,7 @@ class HuggingFaceFolder:
             return parts, write_bfloat16(write, shapes, slices)
 
     def _read(self, files: Mapping[str, Path]) -> tuple[TextParts, dict[str, tuple[Path, StoredTensor]]]:
-        config = read_json(files["config.json"])
+        config = read_json(files["config.json"], MAX_CONFIG_BYTES)
         for name in ("config.json", "tokenizer_config.json"):
             if name in files and read_json(files[name]).get("auto_map"):
                 raise FailedPrecondition(
@@ -115,29 +126,40 @@ class HuggingFaceFolder:
         return _text_parts(files, config), places
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
     """A JSON object; raises InvalidArgument (CORRUPT_CONFIG) that names the file."""
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise ValueError(f"larger than {_MAX_JSON} bytes")
-        value = json.loads(path.read_bytes())
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"larger than {max_bytes} bytes")
+        content = path.read_bytes()
+        value = json.loads(content)
         if not isinstance(value, dict):
             raise ValueError("not an object")
+        # Half a character cannot be written again; a whole one in two halves can.
+        if _HALF_CHARACTER.search(content):
+            json_bytes(value)
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{path.name} has half a character ({error.object[error.start]!r}); escape whole ones",
+            reason="CORRUPT_CONFIG",
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"{path.name} cannot be read: {error}", reason="CORRUPT_CONFIG") from error
+        raise InvalidArgument(
+            f"{path.name} cannot be read: {error}; take the model's own file", reason="CORRUPT_CONFIG"
+        ) from error
     return value
 
 
 def _weight_files(folder: Path) -> tuple[str, ...]:
     """The safetensors files, and the index where there is one, of a folder."""
     if (folder / _INDEX).exists():
-        shards = read_json(file_inside(folder, _INDEX)).get("weight_map")
-        names = set(shards.values()) if isinstance(shards, dict) else set()
+        shards = read_json(file_inside(folder, _INDEX), _MAX_INDEX).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else []
         if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
             raise InvalidArgument(
                 f"{_INDEX} has no weight_map to safetensors files", reason="CORRUPT_WEIGHTS"
             )
-        return tuple(sorted(check_file_name(name, _INDEX) for name in names))
+        return tuple(sorted(check_file_name(name, _INDEX) for name in set(names)))
     single = sorted(path.name for path in folder.glob("*.safetensors"))
     if _SINGLE in single:
         return (_SINGLE,)
@@ -171,25 +193,26 @@ def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, S
     ]
     if unknown:
         raise InvalidArgument(
-            f"the weights have tensors that {parsed.model_type} does not: {', '.join(sorted(unknown)[:5])}",
+            f"the weights have tensors that {parsed.model_type} does not: "
+            + ", ".join(name[:100] for name in sorted(unknown)[:5]),
             reason="UNSUPPORTED_TENSOR",
         )
     for name, (_, tensor) in places.items():
         if tensor.dtype not in _FLOATS and not _DERIVED.fullmatch(name):
             raise InvalidArgument(
-                f"{name} is {tensor.dtype}; {', '.join(_FLOATS)} are converted",
+                f"{name[:100]} is {tensor.dtype}; {', '.join(_FLOATS)} are converted",
                 reason="UNSUPPORTED_DTYPE",
             )
 
 
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:
-    tokenizer = read_json(files["tokenizer.json"])
+    tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
     text = files["tokenizer.json"].read_bytes()
     try:
-        Tokenizer.from_buffer(text)
-    except Exception as error:
+        backend_from_bytes(text)
+    except ValueError as error:
         raise InvalidArgument(
-            f"tokenizer.json cannot be loaded: {str(error)[:300]}", reason="CORRUPT_TOKENIZER"
+            f"tokenizer.json cannot be loaded: {error}", reason="CORRUPT_TOKENIZER"
         ) from error
     if tokenizer.get("padding") is not None or tokenizer.get("truncation") is not None:
         # These belong to a call; baked in, they would cut or fill every prompt.

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
 
-from treadle.errors import TreadleError
+from treadle.errors import ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
 from treadle_registry.importing import check_source, import_source
 from treadle_registry.job import Event, Imported, Source, decode_job, event_to_json
@@ -21,6 +22,9 @@ from treadle_registry.progress import ImportProgress, Stage
 from treadle_registry.store import Store
 
 _EVERY_S = 0.05
+
+MAX_MEMORY_BYTES = 3 << 30
+"""Weights go through piece by piece, never all at once; the largest tokenizers take half a gigabyte."""
 
 
 class _Speaker:
@@ -55,16 +59,32 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _bound_memory() -> None:
+    """Memory maps of files do not count, so that a file may be larger."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
 def main() -> None:
     """Runs the job on standard input; exits 0 also after an error that it told of."""
     configure_logging("registry-import")
     speaker = _Speaker()
     store, source, validate_only = decode_job(sys.stdin.buffer.readline())
+    _bound_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         speaker.say(_run(Store(store), source, validate_only, speaker))
     except TreadleError as error:
         speaker.say(error)
+    except MemoryError:
+        speaker.say(
+            ResourceExhausted(
+                f"reading the model takes more than {MAX_MEMORY_BYTES} bytes of memory; its tokenizer or its "
+                "header is larger than any known one",
+                reason="IMPORT_TOO_LARGE",
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,13 @@ import shutil
 
 from treadle.errors import DataLoss, NotFound, ResourceExhausted
 from treadle.models.stored_folder import StoredFile
-from treadle_registry.canonical import facts_of, generation_defaults, manifest_of, write_text_parts
+from treadle_registry.canonical import (
+    check_parts,
+    facts_of,
+    generation_defaults,
+    manifest_of,
+    write_text_parts,
+)
 from treadle_registry.job import Source
 from treadle_registry.manifest import CONVERTER, Manifest
 from treadle_registry.progress import ImportProgress, Report, Stage, StageMeter
@@ -23,6 +29,7 @@ def check_source(source: Source) -> Manifest:
     """What importing `source` would give, as far as can be said without converting; writes nothing."""
     model = open_source(source)
     parts = model.check()
+    check_parts(parts)
     return Manifest(
         digests=None,
         facts=facts_of(parts),
@@ -43,7 +50,7 @@ def import_source(store: Store, source: Source, report: Report = _unheard) -> Pu
     """
     report(ImportProgress(Stage.CHECKING))
     model = open_source(source)
-    model.check()
+    check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())
     _check_room(store, source_bytes)
     with store.staging() as staging:
@@ -63,6 +70,7 @@ def import_package(store: Store, name: str, report: Report = _unheard) -> Publis
 def _convert(store: Store, staging: Staging, model: SourceModel, source: Source, report: Report) -> Published:
     # From here on only the copies are read: what was hashed is what is converted.
     parts, tensors = model.stage(staging, report)
+    check_parts(parts)
     write_text_parts(staging, parts)
     report(ImportProgress(Stage.PUBLISHING))
     return store.publish(staging, manifest_of(staging, parts, tensors, str(source)))

@@ -31,6 +31,8 @@ class Imported:
     already_present: bool = False
 
 
+_MAX_MESSAGE = 2000
+
 Event = ImportProgress | Imported | TreadleError
 
 
@@ -55,7 +57,8 @@ def event_to_json(event: Event) -> dict[str, Any]:
     return {
         "error": {
             "code": event.code,
-            "message": event.message,
+            # It may quote what a stranger's file says, and goes into a line and a row.
+            "message": event.message[:_MAX_MESSAGE],
             "reason": event.reason,
             "fields": [asdict(violation) for violation in event.fields],
             "metadata": event.metadata,

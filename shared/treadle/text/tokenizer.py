@@ -6,9 +6,10 @@ in of padding and truncation is switched off), so one instance may be used from 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,11 @@ class Tokenizer:
         try:
             if (size := path.stat().st_size) > MAX_FILE_BYTES:
                 raise _not_loadable(f"tokenizer.json has {size} bytes; at most {MAX_FILE_BYTES} are read")
-            # From bytes, so that the library opens no file of its own choice.
-            backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
+            backend = backend_from_bytes(path.read_bytes())
         except FileNotFoundError:
             raise _not_loadable("the artifact has no tokenizer.json") from None
-        except FailedPrecondition:
-            raise
-        except Exception as error:
-            raise _not_loadable(f"tokenizer.json cannot be read: {str(error)[:300]}") from error
+        except (OSError, ValueError) as error:
+            raise _not_loadable(f"tokenizer.json cannot be read: {error}") from error
         config = _read_object(folder / "tokenizer_config.json")
         generation = _read_object(folder / "generation_config.json")
         eos = generation.get("eos_token_id")
@@ -120,10 +118,12 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[TextOrPair], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """The ids of each text or pair; raises InvalidArgument over `MAX_TEXT_CHARACTERS` in all."""
+        """The ids of each text or pair; raises InvalidArgument over `MAX_TEXT_CHARACTERS` in all, and
+        FailedPrecondition (TOKENIZER_FAILED) where the model's rules fail on them."""
         _check_length(texts)
         # encode() would hold the interpreter's lock all the while, the batch form does not.
-        rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        with _failures():
+            rows = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [row.ids for row in rows]
 
     def encode_whole(
@@ -131,7 +131,8 @@ class Tokenizer:
     ) -> list[tokenizers.Encoding]:
         """The library's records of each: ids, type ids, offsets in code points, sequences."""
         _check_length(texts)
-        return self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        with _failures():
+            return self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
 
     def num_special_tokens_to_add(self, *, pair: bool = False) -> int:
         """How many special tokens encoding adds to one text, or to a pair."""
@@ -139,9 +140,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; an id outside the vocabulary adds nothing."""
-        if len(ids) <= _SHORT:
-            return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
-        return self._backend.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
+        with _failures():
+            if len(ids) <= _SHORT:
+                return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            return self._backend.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
 
     def token(self, token_id: int) -> str | None:
         """A token as the vocabulary spells it; None where the id means nothing."""
@@ -174,6 +176,37 @@ class Tokenizer:
             return PaddingToken(int(baked_in["pad_id"]), int(baked_in["pad_type_id"]))
         pad = self._named_id("pad_token")
         return None if pad is None else PaddingToken(pad, 0)
+
+
+def backend_from_bytes(content: bytes) -> tokenizers.Tokenizer:
+    """The library's tokenizer out of a tokenizer.json; raises ValueError for what is none.
+
+    From bytes, so that the library opens no file of its own choice.
+    """
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except BaseException as error:
+        if not _is_the_librarys(error):
+            raise
+        raise ValueError(str(error)[:300]) from None
+
+
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """A tokenizer that loads may still have rules that fail on a text: that is the model's fault."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_the_librarys(error):
+            raise
+        raise FailedPrecondition(
+            f"the model's tokenizer fails on this input: {str(error)[:300]}", reason="TOKENIZER_FAILED"
+        ) from None
+
+
+def _is_the_librarys(error: BaseException) -> bool:
+    """Whether the library raised it: a plain Exception, or a panic, which is none and would pass by."""
+    return type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException"
 
 
 def _check_length(texts: Sequence[TextOrPair]) -> None:
