@@ -1,7 +1,7 @@
-"""Child processes that die with their parent, however it dies.
+"""How processes end: children with their parent, however it dies, and services at SIGTERM from the start.
 
-On Linux the kernel does it (PR_SET_PDEATHSIG); the flag survives exec, so any program can be started
-under it. Elsewhere a child notices the parent's end by a closed pipe or not at all: the callers that
+On Linux the kernel ends the children (PR_SET_PDEATHSIG); the flag survives exec, so any program can be
+started under it. Elsewhere a child notices the parent's end by a closed pipe or not at all: the callers that
 matter also watch end of file on their channel.
 """
 
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +27,19 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def leave_on_sigterm() -> None:
+    """Ends this process at SIGTERM with exit code 143, until it has another handler.
+
+    The kernel ignores the signal for the first process of a container that has no handler of its own, and a
+    service takes a second or more to import what it needs: call this first.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def child_command(command: Sequence[str]) -> list[str]:
