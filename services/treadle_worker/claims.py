@@ -98,10 +98,11 @@ class Claimer:
             history=history,
             watchers=set(taken.watchers),
         )
-        self.num_claimed += 1
-        self.num_resumed += any(
+        request.resumed = any(
             entry.HasField("fence") and id_.epoch != taken.epoch for id_, entry in taken.entries
         )
+        self.num_claimed += 1
+        self.num_resumed += request.resumed
         self._table.add(request)
         logger.info(
             "took a request",

@@ -52,6 +52,8 @@ def to_job(data: bytes) -> Job:
         tokenizer_digest=entry.tokenizer_digest,
         profile=entry.profile,
         adapter=entry.adapter,
+        model_name=entry.model_name,
+        traceparent=entry.traceparent,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from redis.asyncio import Redis
@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from treadle.errors import TreadleError, Unavailable
 from treadle.queue import lanes
 from treadle.queue.log import Appended
+from treadle.telemetry.tracing import Tracer
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.claims import Claimer, too_late
 from treadle_worker.clock import RedisClock
@@ -27,6 +28,8 @@ from treadle_worker.engine_protocol import (
 )
 from treadle_worker.intake import Capacity, Intake
 from treadle_worker.lapses import Lapses
+from treadle_worker.metrics import ModelMetrics
+from treadle_worker.observation import Observation
 from treadle_worker.requests import RequestTable, RunningRequest
 from treadle_worker.streams import StreamWriter
 
@@ -67,6 +70,7 @@ class Links:
     consumer: str
     clock: RedisClock
     max_claimed: int
+    tracer: Tracer = field(default_factory=Tracer)
 
 
 class EngineRun:
@@ -77,11 +81,18 @@ class EngineRun:
     """
 
     def __init__(
-        self, engine: Engine, ready: Ready, profile: str, tokenizer: Tokenizer, links: Links
+        self,
+        engine: Engine,
+        ready: Ready,
+        profile: str,
+        tokenizer: Tokenizer,
+        links: Links,
+        metrics: ModelMetrics,
     ) -> None:
         self._engine = engine
         self._links = links
         self.table = RequestTable()
+        self._observation = Observation(metrics, links.tracer, links.clock, self.table)
         self.stats = EngineStats(num_blocks=ready.num_blocks, num_free_blocks=ready.num_blocks)
         self.writer = StreamWriter(links.redis, self._let_go)
         self._commands: list[EngineCommand] = []
@@ -106,6 +117,7 @@ class EngineRun:
             table=self.table,
             capacity=Capacity(self.table, ready, links.max_claimed),
             claimer=self.claimer,
+            metrics=metrics,
         )
         self._lapses = Lapses(links.redis, self.table, self.end)
         self._intake_task: asyncio.Task[None] | None = None
@@ -140,16 +152,19 @@ class EngineRun:
 
     def _take(self, step: StepOutputs) -> None:
         self.stats = step.stats
+        self._observation.stepped(step)
         for output in step.outputs:
             request = self.table.by_engine_id(output.request_id)
             if request is None:
                 continue
+            self._observation.said(request, output)
             if request.accept(output):
                 self._command(AbortRequest(request_id=request.engine_id))
             self.writer.mark(request)
 
     def _start(self, request: RunningRequest) -> None:
         self._empty.clear()
+        self._observation.claimed(request)
         if not request.ended and (command := request.start()) is not None:
             # The silence of an engine with nothing to do is no sign of death.
             self._heard_at = asyncio.get_running_loop().time() if len(self.table) == 1 else self._heard_at
@@ -160,12 +175,13 @@ class EngineRun:
         """Ends a request with an error, in the engine and in its log."""
         if not request.ended:
             request.fail(error)
-            self._command(AbortRequest(request_id=request.engine_id))
+            self._command(AbortRequest(request_id=request.engine_id), cancelled_s=0.0)
             self.writer.mark(request)
 
-    def cancelled(self, request: RunningRequest) -> None:
-        """Somebody fenced the request and wrote its end: only its lane's entry is left."""
-        self._drop(request)
+    def cancelled(self, request: RunningRequest, ago_s: float) -> None:
+        """Somebody fenced the request and wrote its end `ago_s` ago: only its lane's entry is left."""
+        self._observation.cancelled(request)
+        self._drop(request, cancelled_s=ago_s)
         self.writer.finish(request)
 
     def watch(self, request: RunningRequest, gateway_id: str) -> None:
@@ -174,6 +190,7 @@ class EngineRun:
         self.writer.announce(request)
 
     def _let_go(self, request: RunningRequest, outcome: Appended) -> None:
+        self._observation.let_go(request, outcome)
         self._drop(request)
         if outcome is Appended.VANISHED:
             self.writer.finish(request)
@@ -183,14 +200,16 @@ class EngineRun:
                 extra={"request_id": request.keys.request_id, "outcome": outcome.name},
             )
 
-    def _drop(self, request: RunningRequest) -> None:
+    def _drop(self, request: RunningRequest, cancelled_s: float | None = None) -> None:
         self.table.remove(request)
-        self._command(AbortRequest(request_id=request.engine_id))
+        self._command(AbortRequest(request_id=request.engine_id), cancelled_s)
         self.intake.has_room()
         if not len(self.table):
             self._empty.set()
 
-    def _command(self, command: EngineCommand) -> None:
+    def _command(self, command: EngineCommand, cancelled_s: float | None = None) -> None:
+        """Puts a command for the engine; `cancelled_s`: how long ago its request was cancelled."""
+        self._observation.commanded(cancelled_s)
         self._commands.append(command)
         self._commanded.set()
 
@@ -225,6 +244,7 @@ class EngineRun:
         """Makes what is held claimable by anybody, this worker too; else it waits for the lease's end."""
         held = [(one.keys, one.delivery.lane, one.delivery.entry_id) for one in self.table]
         for request in self.table:
+            self._observation.handed_back(request)
             self.table.remove(request)
         if not held:
             return

@@ -13,6 +13,7 @@ from treadle.queue import keys, lanes
 from treadle.queue.lanes import Delivery
 from treadle_worker.claims import Claimer
 from treadle_worker.engine_protocol import Ready
+from treadle_worker.metrics import ModelMetrics
 from treadle_worker.requests import RequestTable
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Intake:
         table: RequestTable,
         capacity: Capacity,
         claimer: Claimer,
+        metrics: ModelMetrics,
     ) -> None:
         self._redis = redis
         self._blocking = blocking
@@ -71,6 +73,7 @@ class Intake:
         self._table = table
         self._capacity = capacity
         self._claimer = claimer
+        self._metrics = metrics
         self._room = asyncio.Event()
         self._paused = False
         self._swept_at = -math.inf
@@ -147,6 +150,7 @@ class Intake:
                 if orphans:
                     self.num_taken_over += len(orphans)
                     released = holder == keys.NOBODY
+                    self._metrics.redelivered(len(orphans), handed_back=released)
                     logger.info(
                         "took requests over",
                         extra={"holder": holder, "count": len(orphans), "handed_back": released},

@@ -30,6 +30,10 @@ class Job:
     tokenizer_digest: str = ""
     profile: str = ""
     adapter: str = ""
+    model_name: str = ""
+    """As the client named it."""
+    traceparent: str = ""
+    """The W3C trace context that it comes from; empty: none."""
 
     def to_engine(self, engine_id: str, delivered: Sequence[int]) -> AddRequest:
         """The command that starts it, or goes on after what was delivered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from treadle.errors import DataLoss, TreadleError
@@ -15,6 +16,8 @@ from treadle_worker.engine_protocol import Ready
 from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
 from treadle_worker.loading import load
+from treadle_worker.metrics import ModelMetrics
+from treadle_worker.resident_memory import resident_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +121,7 @@ class ModelHost:
                 self.failure = error
                 raise
             self.failure = None
+            self._metrics.engine_ready(partial(resident_bytes, self.ready.process_id))
             logger.info("the model is ready", extra={"model": self.model, "profile": self.profile})
             self.running = EngineRun(engine, self.ready, self.profile, tokenizer, self._links, self._metrics)
             self._changed()

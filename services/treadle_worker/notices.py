@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 from redis.asyncio import Redis
 
-from treadle.api.worker.v1.queue_pb2 import ControlEntry
 from treadle.errors import TreadleError
-from treadle.queue.control import read_notices
+from treadle.queue.control import Notice, read_notices
 from treadle.queue.keys import RequestKeys
+from treadle_worker.clock import RedisClock
 from treadle_worker.engine_run import EngineRun
 
 logger = logging.getLogger(__name__)
@@ -23,9 +23,12 @@ _PAUSE_S = 0.5
 class NoticeReader:
     """`run` is a task."""
 
-    def __init__(self, blocking: Redis, consumer: str, runs: Callable[[], Iterable[EngineRun]]) -> None:
+    def __init__(
+        self, blocking: Redis, consumer: str, clock: RedisClock, runs: Callable[[], Iterable[EngineRun]]
+    ) -> None:
         self._blocking = blocking
         self._consumer = consumer
+        self._clock = clock
         self._runs = runs
 
     async def run(self) -> None:
@@ -41,14 +44,15 @@ class NoticeReader:
             for notice in notices:
                 self._take(notice)
 
-    def _take(self, notice: ControlEntry) -> None:
-        about = notice.cancel if notice.HasField("cancel") else notice.watch
+    def _take(self, notice: Notice) -> None:
+        entry = notice.entry
+        about = entry.cancel if entry.HasField("cancel") else entry.watch
         request_keys = RequestKeys(about.tenant, about.request_id)
         for run in self._runs():
             request = run.table.by_keys(request_keys)
             if request is None:
                 continue
-            if notice.HasField("cancel"):
-                run.cancelled(request)
+            if entry.HasField("cancel"):
+                run.cancelled(request, (self._clock.now_ms() - notice.added_ms) / 1000)
             else:
-                run.watch(request, notice.watch.gateway_id)
+                run.watch(request, entry.watch.gateway_id)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from treadle.errors import Internal, TreadleError
 from treadle.queue.keys import RequestKeys
 from treadle.queue.lanes import Delivery
+from treadle.telemetry.tracing import NO_SPAN, Span
 from treadle.text.output import OutputText
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.convert import error_entry, finished_entry, started_entry, tokens_entry
@@ -38,6 +39,10 @@ class RunningRequest:
         self.deadline: asyncio.TimerHandle | None = None
         self.misses = 0
         """How often in a row no gateway said that the client is there."""
+        self.resumed = False
+        """Whether another run had begun it."""
+        self.span: Span = NO_SPAN
+        """From claim to end."""
         self._delivered = history.token_ids
         self._started = history.started
         self._cached_tokens = history.cached_tokens if history.started else None
@@ -75,6 +80,26 @@ class RunningRequest:
     def ended(self) -> bool:
         """Whether its end is decided, written or not."""
         return self._ending is not None
+
+    @property
+    def ending(self) -> Ending | TreadleError | None:
+        """How it ends, once that is decided."""
+        return self._ending
+
+    @property
+    def num_delivered(self) -> int:
+        """Tokens that earlier owners delivered."""
+        return len(self._delivered)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of the answer so far, delivered ones included."""
+        return self._num_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were found in the prefix cache."""
+        return self._cached_tokens or 0
 
     @property
     def num_tokens(self) -> int:

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import psutil
-
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle_worker.convert import STATES, to_engine_status
 from treadle_worker.model_host import ModelHost
+from treadle_worker.resident_memory import resident_bytes
 from treadle_worker.worker import Worker
 
 
@@ -57,8 +56,4 @@ def _engine_status(host: ModelHost) -> worker_pb2.EngineStatus | None:
     if host.running is None or host.ready is None:
         return None
     process_id = host.ready.process_id
-    try:
-        resident = psutil.Process(process_id).memory_info().rss
-    except psutil.Error:
-        resident = 0
-    return to_engine_status(host.running.stats, process_id, resident)
+    return to_engine_status(host.running.stats, process_id, resident_bytes(process_id))

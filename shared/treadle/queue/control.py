@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from google.rpc.status_pb2 import Status
@@ -95,10 +96,23 @@ async def tell_owner(redis: Redis, request: RequestKeys, notice: ControlEntry) -
     await pipe.execute()
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """An entry of a control stream."""
+
+    id: str
+    entry: ControlEntry
+
+    @property
+    def added_ms(self) -> int:
+        """When it was added, milliseconds since 1970 on Redis's clock."""
+        return int(self.id.partition("-")[0])
+
+
 @redis_errors
 async def read_notices(
     redis: Redis, consumer: str, after: str, *, block_ms: int
-) -> tuple[str, Sequence[ControlEntry]]:
+) -> tuple[str, Sequence[Notice]]:
     """A worker's notices after an id ("0": all), waiting up to `block_ms`; and the id to go on from.
 
     `redis` is a client for blocking reads.
@@ -107,7 +121,8 @@ async def read_notices(
     entries = stream_entries(reply)
     if not entries:
         return after, []
-    return entries[-1][0].decode(), [codec.from_fields(ControlEntry, values) for _, values in entries]
+    notices = [Notice(id_.decode(), codec.from_fields(ControlEntry, values)) for id_, values in entries]
+    return notices[-1].id, notices
 
 
 def stream_entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

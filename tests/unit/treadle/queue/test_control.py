@@ -35,7 +35,7 @@ async def test_cancel_stops_the_owner_and_tells_it(redis: Redis, blocking: Redis
     data = codec.encode(StreamEntry(tokens={"token_ids": [1]}))
     assert await append(redis, [Append(R1, EntryId(taken.epoch, 1), data)]) == [Appended.FENCED]
     last, (notice,) = await control.read_notices(blocking, "w1", "0", block_ms=1000)
-    assert (notice.cancel.tenant, notice.cancel.request_id) == ("default", "r1")
+    assert (notice.entry.cancel.tenant, notice.entry.cancel.request_id) == ("default", "r1")
     assert await control.read_notices(blocking, "w1", last, block_ms=10) == (last, [])
 
 
@@ -50,7 +50,7 @@ async def test_a_second_gateway_watches(redis: Redis, blocking: Redis, lane_entr
     await take(redis, [R1], "w1")
     await control.watch(redis, R1, "g2")
     _, (notice,) = await control.read_notices(blocking, "w1", "0", block_ms=1000)
-    assert notice.watch.gateway_id == "g2"
+    assert notice.entry.watch.gateway_id == "g2"
     (taken,) = await take(redis, [R1], "w2")
     assert taken.watchers == {"g1", "g2"}
 

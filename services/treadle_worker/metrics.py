@@ -1,0 +1,140 @@
+"""What a worker counts, model by model.
+
+The engine sends its own counts with each step, and they begin anew with each engine: here they are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from treadle_worker.engine_protocol import EngineStats
+
+_WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_FREE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class WorkerMetrics:
+    """Every metric of the worker's own; `model` gives those of one model, their label filled in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def gauge(name: str, documentation: str) -> Gauge:
+            return Gauge(f"treadle:{name}", documentation, ["model_name"], registry=registry)
+
+        def counter(name: str, documentation: str, *labels: str) -> Counter:
+            return Counter(f"treadle:{name}", documentation, ["model_name", *labels], registry=registry)
+
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(
+                f"treadle:{name}", documentation, ["model_name"], buckets=buckets, registry=registry
+            )
+
+        self.running = gauge("num_requests_running", "Requests in the engine that hold KV blocks.")
+        self.waiting = gauge(
+            "num_requests_waiting", "Requests in the engine that hold none, preempted ones included."
+        )
+        self.cache_usage = gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
+        self.ready = gauge("model_ready", "1 while an engine serves the model, else 0.")
+        self.resident = gauge("engine_resident_memory_bytes", "Resident memory of the engine's process.")
+        self.engine_starts = counter("engine_starts", "Engines that became ready.")
+        self.steps = counter("engine_steps", "Steps of the engine.")
+        self.preemptions = counter("num_preemptions", "Requests whose KV blocks were taken for another.")
+        self.prefix_queries = counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
+        self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
+        self.prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens that the engine took in; again after a takeover."
+        )
+        self.generation_tokens = counter("generation_tokens", "Tokens that the engine sampled.")
+        self.queue_time = histogram(
+            "request_queue_time_seconds",
+            "From a request's arrival in its lane to its first step in an engine; takeovers are left out.",
+            _WAIT_BUCKETS,
+        )
+        self.cancel_to_free = histogram(
+            "cancel_to_free_seconds",
+            "From a cancellation (by call, by a client that left, by deadline) to its blocks being free.",
+            _FREE_BUCKETS,
+        )
+        self.redeliveries = counter(
+            "redeliveries",
+            "Requests that another held before: it died (death), or gave them back (hand_back).",
+            "cause",
+        )
+        self.ends = counter(
+            "request_ends",
+            "Requests that left this worker: finished, failed, cancelled, fenced (another took them), "
+            "vanished (Redis lost them) or handed_back.",
+            "outcome",
+        )
+
+    def model(self, name: str) -> ModelMetrics:
+        """The metrics of one model."""
+        return ModelMetrics(self, name)
+
+
+class ModelMetrics:
+    """One model's metrics; everything here is a few additions."""
+
+    def __init__(self, metrics: WorkerMetrics, name: str) -> None:
+        self.name = name
+        self.queue_time = metrics.queue_time.labels(name)
+        self.cancel_to_free = metrics.cancel_to_free.labels(name)
+        self._running = metrics.running.labels(name)
+        self._waiting = metrics.waiting.labels(name)
+        self._cache_usage = metrics.cache_usage.labels(name)
+        self._ready = metrics.ready.labels(name)
+        self._resident = metrics.resident.labels(name)
+        self._engine_starts = metrics.engine_starts.labels(name)
+        self._counters = {
+            "num_steps": metrics.steps.labels(name),
+            "num_preemptions": metrics.preemptions.labels(name),
+            "prefix_cache_queries": metrics.prefix_queries.labels(name),
+            "prefix_cache_hits": metrics.prefix_hits.labels(name),
+            "num_prompt_tokens": metrics.prompt_tokens.labels(name),
+            "num_output_tokens": metrics.generation_tokens.labels(name),
+        }
+        self._redeliveries = {
+            cause: metrics.redeliveries.labels(name, cause) for cause in ("death", "hand_back")
+        }
+        self._ends = {
+            outcome: metrics.ends.labels(name, outcome)
+            for outcome in ("finished", "failed", "cancelled", "fenced", "vanished", "handed_back")
+        }
+        self._seen = EngineStats()
+
+    def engine_ready(self, resident_bytes: Callable[[], float]) -> None:
+        """Another engine begins; `resident_bytes` is asked at each scrape, in its thread."""
+        self._seen = EngineStats()
+        self._engine_starts.inc()
+        self._ready.set(1)
+        self._resident.set_function(resident_bytes)
+
+    def engine_gone(self) -> None:
+        """The engine has ended: nothing runs or waits in it."""
+        for gauge in (self._ready, self._running, self._waiting, self._cache_usage):
+            gauge.set(0)
+        self._resident.set_function(_nothing)
+
+    def step(self, stats: EngineStats) -> None:
+        """What the engine says of itself with each step."""
+        before, self._seen = self._seen, stats
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        if stats.num_blocks:
+            self._cache_usage.set(1 - stats.num_free_blocks / stats.num_blocks)
+        for name, counter in self._counters.items():
+            if more := getattr(stats, name) - getattr(before, name):
+                counter.inc(more)
+
+    def redelivered(self, count: int, *, handed_back: bool) -> None:
+        """Requests of another worker were taken over."""
+        self._redeliveries["hand_back" if handed_back else "death"].inc(count)
+
+    def ended(self, outcome: str) -> None:
+        """A request left this worker."""
+        self._ends[outcome].inc()
+
+
+def _nothing() -> float:
+    return 0.0
