@@ -16,9 +16,11 @@ from treadle.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     FieldViolation,
+    InvalidArgument,
     NotFound,
     TreadleError,
     Unavailable,
+    invalid_field,
 )
 from treadle.models.remembered import RememberedNames
 from treadle_gateway.clients import Artifact, Registry
@@ -80,7 +82,8 @@ class ArtifactCache:
         self._names = RememberedNames(self._ask, fresh_s=ARTIFACT_FRESH_S, max_names=MAX_CACHED)
 
     async def resolve(self, name: str) -> Artifact:
-        """The artifact; raises NotFound naming the field, and Unavailable when it cannot be known."""
+        """The artifact; raises NotFound and InvalidArgument naming the field, and Unavailable when it cannot
+        be known."""
         try:
             return await self._names.get(name)
         except NotFound as error:
@@ -88,6 +91,11 @@ class ArtifactCache:
                 f"no model {name!r} is known; ListModels lists what is served",
                 reason="MODEL_NOT_FOUND",
                 fields=[FieldViolation("generation.model", "names no alias and no artifact of the store")],
+            ) from error
+        except InvalidArgument as error:
+            description = error.fields[0].description if error.fields else error.message
+            raise invalid_field(
+                "generation.model", f"{description}. ListModels lists what is served"
             ) from error
         except (Unavailable, DeadlineExceeded) as error:
             raise Unavailable(

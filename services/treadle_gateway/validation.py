@@ -140,7 +140,7 @@ def _check_prompt(found: Violations, prompt: Prompt | None, limits: GatewayConfi
         case None:
             found.add("generation.prompt", "must be given: set one of text, token_ids and chat")
         case TextPrompt(text):
-            found.require(bool(text), "generation.text", "must not be empty")
+            found.require(bool(text), "generation.text", "must not be empty; send at least a word")
             _check_bytes(found, "generation.text", len(text.encode()), limits)
         case TokenPrompt(ids, digest):
             found.require(bool(ids), "generation.token_ids.ids", "must hold at least one id")

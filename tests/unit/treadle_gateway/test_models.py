@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from treadle.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from treadle.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable, invalid_field
 from treadle_gateway import models
 from treadle_gateway.clients import Artifact, GenerationDefaults
 from treadle_gateway.models import ArtifactCache, Loaded, Models
@@ -122,6 +122,15 @@ async def test_what_was_known_outlives_the_registry(registry, monkeypatch):
     registry.error = Unavailable("away")
     with pytest.raises(Unavailable):
         await cache.resolve("tiny")
+
+
+async def test_a_name_that_cannot_be_one_is_said_of_the_requests_field(registry):
+    registry.error = invalid_field("model", "must be 1 to 64 letters")
+    with pytest.raises(
+        InvalidArgument, match=r"^generation\.model: must be 1 to 64 letters\. ListModels"
+    ) as caught:
+        await ArtifactCache(registry, timeout_s=1).resolve("../x")
+    assert [violation.field for violation in caught.value.fields] == ["generation.model"]
 
 
 async def test_an_alias_that_moved_is_followed(registry, monkeypatch):
