@@ -47,7 +47,10 @@ class Attachment:
             if state.ended_at:
                 return
             self._subscription = subscription = queue.follower.subscribe(self.request, self._cursor.last)
-            await self._deadline.bound(control.watch(queue.redis, self.request, queue.gateway_id))
+            watching = control.watch(
+                queue.redis, self.request, queue.gateway_id, attached_ms=queue.follower.attached_ms
+            )
+            await self._deadline.bound(watching)
             async for chunk in follow(subscription, self._cursor, self._deadline):
                 if isinstance(chunk, Failed):
                     raise from_status(chunk.status)

@@ -25,6 +25,8 @@ class GatewayConfig(BaseSettings):
     """Commands that run at once in Redis; further ones wait for their turn."""
     redis_patience_s: float = Field(default=10.0, gt=0)
     """How long streams wait for a Redis that is away before they end as UNAVAILABLE."""
+    attached_s: float = Field(default=15.0, ge=1.5)
+    """How long its clients are taken to be there after it said so last; it does three times in it."""
     grace_period_s: float = Field(default=30.0, gt=0)
     """From SIGTERM to the end; streams that still run then are told to attach again elsewhere."""
 

@@ -63,7 +63,13 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
         tokenizer = await stack.enter_async_context(open_channel(config.tokenizer_address, credentials))
 
         gateway_id = f"gw-{uuid.uuid4().hex}"
-        follower = LogFollower(redis, blocking, gateway_id, patience_s=config.redis_patience_s)
+        follower = LogFollower(
+            redis,
+            blocking,
+            gateway_id,
+            patience_s=config.redis_patience_s,
+            attached_ms=int(config.attached_s * 1000),
+        )
         stack.push_async_callback(follower.close)
         artifacts = ArtifactCache(GrpcRegistry(registry), timeout_s=config.registry_timeout_s)
         stack.push_async_callback(artifacts.close)

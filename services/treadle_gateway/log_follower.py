@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from treadle.errors import Internal, ResourceExhausted, TreadleError, Unavailable
 from treadle.queue import dirty
-from treadle.queue.keys import ATTACHED_RENEW_MS, RequestKeys
+from treadle.queue.keys import ATTACHED_MS, RENEWALS, RequestKeys
 from treadle.queue.log import START, EntryId, read_logs
 from treadle.queue.submission import renew_attached
 from treadle_gateway.subscriptions import Subscription, Subscriptions
@@ -31,12 +31,22 @@ _LONGEST_PAUSE_S = 1.0
 class LogFollower:
     """Owns the tasks that read; `start` before the first subscription, `close` at the end."""
 
-    def __init__(self, redis: Redis, blocking: Redis, gateway_id: str, *, patience_s: float) -> None:
-        """`blocking` is a client for blocking reads; waits outlast a lost Redis by `patience_s`."""
+    def __init__(
+        self,
+        redis: Redis,
+        blocking: Redis,
+        gateway_id: str,
+        *,
+        patience_s: float,
+        attached_ms: int = ATTACHED_MS,
+    ) -> None:
+        """`blocking` is a client for blocking reads; waits outlast a lost Redis by `patience_s`, and clients
+        a gateway that died by `attached_ms`."""
         self._redis = redis
         self._blocking = blocking
         self._gateway_id = gateway_id
         self._patience_s = patience_s
+        self.attached_ms = attached_ms
         self._subscriptions = Subscriptions()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -171,8 +181,13 @@ class LogFollower:
 
     async def _renew(self) -> None:
         while self._closing is None:
-            await asyncio.sleep(ATTACHED_RENEW_MS / 1000)
+            await asyncio.sleep(self.attached_ms / 1000 / RENEWALS)
             try:
-                await renew_attached(self._redis, self._gateway_id, self._subscriptions.requests)
+                await renew_attached(
+                    self._redis,
+                    self._gateway_id,
+                    self._subscriptions.requests,
+                    attached_ms=self.attached_ms,
+                )
             except TreadleError:
                 logger.warning("could not say whose clients are attached", exc_info=True)

@@ -101,9 +101,12 @@ class Run:
     async def _submit(self, entry: LaneEntry | None) -> bool:
         """Puts the request into its lane; False where it was there before."""
         queue = self._queue
-        new = entry is not None and await submit(queue.redis, entry, lane_limit=queue.lane_limit)
+        attached_ms = queue.follower.attached_ms
+        new = entry is not None and await submit(
+            queue.redis, entry, lane_limit=queue.lane_limit, attached_ms=attached_ms
+        )
         if not new:
-            await control.watch(queue.redis, self.request, queue.gateway_id)
+            await control.watch(queue.redis, self.request, queue.gateway_id, attached_ms=attached_ms)
         logger.info(
             "queued" if new else "joined a request that was queued before",
             extra={

@@ -50,6 +50,9 @@ class WorkerConfig(BaseSettings):
     """Aliases or digests to load and serve, by commas."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
+    lease_s: float = Field(default=15.0, ge=1.5)
+    """How long it is taken to live after its last beat, and how long it lets others be silent before it takes
+    over what they held. It beats three times a lease; a busy machine needs a long one."""
     grace_period_s: float = Field(default=30.0, gt=0)
     """From SIGTERM to the end; what still runs then is handed back."""
     max_claimed: int = Field(default=64, ge=1)

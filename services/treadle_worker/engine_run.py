@@ -11,7 +11,7 @@ from typing import Protocol
 from redis.asyncio import Redis
 
 from treadle.errors import TreadleError, Unavailable
-from treadle.queue import lanes
+from treadle.queue import keys, lanes
 from treadle.queue.log import Appended
 from treadle.telemetry.tracing import Tracer
 from treadle.text.tokenizer import Tokenizer
@@ -70,6 +70,7 @@ class Links:
     consumer: str
     clock: RedisClock
     max_claimed: int
+    lease_ms: int
     tracer: Tracer = field(default_factory=Tracer)
 
 
@@ -118,8 +119,10 @@ class EngineRun:
             capacity=Capacity(self.table, ready, links.max_claimed),
             claimer=self.claimer,
             metrics=metrics,
+            lease_ms=links.lease_ms,
         )
-        self._lapses = Lapses(links.redis, self.table, self.end)
+        look_s = links.lease_ms / 1000 / keys.RENEWALS
+        self._lapses = Lapses(links.redis, self.table, self.end, look_s=look_s)
         self._intake_task: asyncio.Task[None] | None = None
 
     async def run(self, events: AsyncIterator[EngineEvent], *, claims: bool) -> None:

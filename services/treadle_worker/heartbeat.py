@@ -27,12 +27,15 @@ class Heart:
         clock: RedisClock,
         describe: Callable[[], Heartbeat],
         beaten: Callable[[bool], Awaitable[None]],
+        *,
+        lease_ms: int,
     ) -> None:
-        """`beaten` is told after each try whether Redis took the beat."""
+        """`beaten` is told after each try whether Redis took the beat, which holds for `lease_ms`."""
         self._redis = redis
         self._clock = clock
         self._describe = describe
         self._beaten = beaten
+        self._lease_ms = lease_ms
         self._woken = asyncio.Event()
         self.num_beats = 0
 
@@ -44,7 +47,7 @@ class Heart:
         """Beats once; whether Redis took it."""
         self._woken.clear()
         try:
-            await workers.beat(self._redis, self._describe())
+            await workers.beat(self._redis, self._describe(), lease_ms=self._lease_ms)
             await self._clock.refresh(self._redis)
         except TreadleError as error:
             logger.warning("the heartbeat failed", extra={"reason": error.reason})
@@ -62,9 +65,9 @@ class Heart:
             await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:
-        """Beats every BEAT_EVERY_MS, for ever."""
+        """Beats RENEWALS times a lease, for ever."""
         while True:
-            pause_s = keys.BEAT_EVERY_MS / 1000 if await self.beat() else _RETRY_S
+            pause_s = self._lease_ms / 1000 / keys.RENEWALS if await self.beat() else _RETRY_S
             try:
                 async with asyncio.timeout(pause_s):
                     await self._woken.wait()

@@ -65,6 +65,7 @@ class Intake:
         capacity: Capacity,
         claimer: Claimer,
         metrics: ModelMetrics,
+        lease_ms: int,
     ) -> None:
         self._redis = redis
         self._blocking = blocking
@@ -74,6 +75,7 @@ class Intake:
         self._capacity = capacity
         self._claimer = claimer
         self._metrics = metrics
+        self._lease_ms = lease_ms
         self._room = asyncio.Event()
         self._paused = False
         self._swept_at = -math.inf
@@ -146,7 +148,9 @@ class Intake:
             for holder in await lanes.orphaned(self._redis, lane, self._consumer):
                 if not (free := self._capacity.free()):
                     break
-                orphans = await lanes.take_over(self._redis, lane, holder, self._consumer, free)
+                orphans = await lanes.take_over(
+                    self._redis, lane, holder, self._consumer, free, lease_ms=self._lease_ms
+                )
                 if orphans:
                     self.num_taken_over += len(orphans)
                     released = holder == keys.NOBODY

@@ -26,18 +26,25 @@ class Lapses:
     """Watches over one model's requests; `run` is a task."""
 
     def __init__(
-        self, redis: Redis, table: RequestTable, end: Callable[[RunningRequest, TreadleError], None]
+        self,
+        redis: Redis,
+        table: RequestTable,
+        end: Callable[[RunningRequest, TreadleError], None],
+        *,
+        look_s: float,
     ) -> None:
+        """`look_s` lies between two looks."""
         self._redis = redis
         self._table = table
         self._end = end
+        self._look_s = look_s
 
     async def run(self) -> None:
-        """Looks every ATTACHED_RENEW_MS, for ever."""
+        """Looks for ever."""
         loop = asyncio.get_running_loop()
         renewed_at = loop.time()
         while True:
-            await asyncio.sleep(keys.ATTACHED_RENEW_MS / 1000)
+            await asyncio.sleep(self._look_s)
             try:
                 await self._look()
                 if loop.time() - renewed_at >= RENEW_S:

@@ -57,10 +57,19 @@ class Worker:
             config.redis_url, block_s=_BLOCK_S, max_connections=len(config.models) + 1
         )
         clock = RedisClock()
-        self.heart = Heart(self._redis, clock, self.describe, self._beaten)
+        lease_ms = int(config.lease_s * 1000)
+        self.heart = Heart(self._redis, clock, self.describe, self._beaten, lease_ms=lease_ms)
         telemetry = telemetry or Telemetry()
         metrics = WorkerMetrics(telemetry.registry)
-        links = Links(self._redis, self._blocking, self.consumer, clock, config.max_claimed, telemetry.tracer)
+        links = Links(
+            self._redis,
+            self._blocking,
+            self.consumer,
+            clock,
+            config.max_claimed,
+            lease_ms,
+            telemetry.tracer,
+        )
         self.hosts = [
             ModelHost(
                 model,

@@ -69,7 +69,9 @@ async def _announce(redis: Redis, request: RequestKeys, watchers: frozenset[str]
 
 
 @redis_errors
-async def watch(redis: Redis, request: RequestKeys, gateway_id: str) -> None:
+async def watch(
+    redis: Redis, request: RequestKeys, gateway_id: str, *, attached_ms: int = keys.ATTACHED_MS
+) -> None:
     """Puts this gateway among those that are told of the request's news, and says that its client is there.
 
     Read the log afterwards: what was written before is not announced.
@@ -77,7 +79,7 @@ async def watch(redis: Redis, request: RequestKeys, gateway_id: str) -> None:
     pipe = redis.pipeline(transaction=False)
     pipe.sadd(request.watchers, gateway_id)
     pipe.pexpire(request.watchers, keys.ACTIVE_MS, nx=True)
-    pipe.set(request.attached, gateway_id, px=keys.ATTACHED_MS)
+    pipe.set(request.attached, gateway_id, px=attached_ms)
     await pipe.execute()
     notice = WatchNotice(tenant=request.tenant, request_id=request.request_id, gateway_id=gateway_id)
     await tell_owner(redis, request, ControlEntry(watch=notice))
@@ -92,7 +94,7 @@ async def tell_owner(redis: Redis, request: RequestKeys, notice: ControlEntry) -
     pipe = redis.pipeline(transaction=False)
     stream = keys.control(owner.decode())
     pipe.xadd(stream, codec.fields(notice), maxlen=keys.CONTROL_LIMIT, approximate=True)
-    pipe.pexpire(stream, keys.BEAT_TTL_MS, nx=True)
+    pipe.pexpire(stream, keys.LEASE_MS, nx=True)
     await pipe.execute()
 
 

@@ -13,11 +13,11 @@ keys of one request, or of one profile, in one slot of a cluster.
 | `treadle:request:{…}:enqueuing` | string: the gateway that puts the request into its lane now | gateway | – | ENQUEUING_MS, deleted when it is queued |
 | `treadle:request:{…}:owner` | string: the consumer | the worker that took it | – | with the log |
 | `treadle:request:{…}:watchers` | set of gateway ids | gateways that wait for it | one a gateway | with the log |
-| `treadle:request:{…}:attached` | string | the gateway that has the client | – | ATTACHED_MS, renewed |
+| `treadle:request:{…}:attached` | string | the gateway that has the client | – | that gateway's `attached_s` (ATTACHED_MS), renewed three times in it |
 | `treadle:gateway:<gateway_id>:dirty` | list of request tags with news | workers push, the gateway pops | DIRTY_LIMIT, trimmed | DIRTY_MS after the last push |
 | `treadle:workers` | set of consumers | workers | one a worker; whoever finds a beat gone removes it | – |
-| `treadle:worker:<consumer>:beat` | Heartbeat | the worker | – | BEAT_TTL_MS, every BEAT_EVERY_MS |
-| `treadle:worker:<consumer>:control` | stream of ControlEntry | gateways | CONTROL_LIMIT, trimmed | BEAT_TTL_MS after the worker's last beat |
+| `treadle:worker:<consumer>:beat` | Heartbeat | the worker | – | its lease (LEASE_MS), renewed three times in it |
+| `treadle:worker:<consumer>:control` | stream of ControlEntry | gateways | CONTROL_LIMIT, trimmed | as the beat |
 """
 
 from __future__ import annotations
@@ -40,9 +40,13 @@ DETACH_RETENTION_MS = 300_000
 ENQUEUING_MS = 5_000
 """After so long a reservation that is not queued is stale, and a retry puts the request back."""
 ATTACHED_MS = 15_000
-ATTACHED_RENEW_MS = 5_000
-BEAT_EVERY_MS = 5_000
-BEAT_TTL_MS = 15_000
+"""How long a client is taken to be there after its gateway said so last, where nothing else is set."""
+LEASE_MS = 15_000
+"""How long a worker is taken to live after its last beat, where nothing else is set. Workers may differ."""
+RENEWALS = 3
+"""How often what lapses is renewed in its life."""
+HANDED_BACK_IDLE_MS = 86_400_000
+"""The idle time that handed back entries are given: longer than any lease."""
 DIRTY_MS = 60_000
 DIRTY_LIMIT = 65_536
 CONTROL_LIMIT = 4_096

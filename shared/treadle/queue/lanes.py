@@ -116,15 +116,17 @@ async def _consumers(redis: Redis, lane: str) -> dict[str, tuple[int, int]]:
 
 
 @redis_errors
-async def take_over(redis: Redis, lane: str, holder: str, consumer: str, count: int) -> list[Delivery]:
-    """Up to `count` of a dead holder's entries; of several workers that try, one gets each."""
+async def take_over(
+    redis: Redis, lane: str, holder: str, consumer: str, count: int, *, lease_ms: int = keys.LEASE_MS
+) -> list[Delivery]:
+    """Up to `count` of a dead holder's entries, idle for `lease_ms`; of workers that try, one gets each."""
     pending: Any = await redis.xpending_range(
-        lane, keys.GROUP, "-", "+", count, consumername=holder, idle=keys.BEAT_TTL_MS
+        lane, keys.GROUP, "-", "+", count, consumername=holder, idle=lease_ms
     )
     ids = [row["message_id"] for row in pending]
     if not ids:
         return []
-    reply: Any = await redis.xclaim(lane, keys.GROUP, consumer, keys.BEAT_TTL_MS, ids)
+    reply: Any = await redis.xclaim(lane, keys.GROUP, consumer, lease_ms, ids)
     return [_delivery(lane, entry_id, values) for entry_id, values in reply if entry_id is not None]
 
 
@@ -185,7 +187,9 @@ async def hand_back(redis: Redis, consumer: str, held: Iterable[tuple[RequestKey
     for (request, lane, entry_id), pending in zip(held, still, strict=True):
         if pending:
             pipe.delete(request.owner)
-            pipe.xclaim(lane, keys.GROUP, keys.NOBODY, 0, [entry_id], idle=keys.BEAT_TTL_MS, justid=True)
+            pipe.xclaim(
+                lane, keys.GROUP, keys.NOBODY, 0, [entry_id], idle=keys.HANDED_BACK_IDLE_MS, justid=True
+            )
     if len(pipe):
         await pipe.execute()
     return sum(map(bool, still))

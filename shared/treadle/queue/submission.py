@@ -38,7 +38,9 @@ def lane_of(entry: LaneEntry) -> str:
 
 
 @redis_errors
-async def submit(redis: Redis, entry: LaneEntry, *, lane_limit: int) -> bool:
+async def submit(
+    redis: Redis, entry: LaneEntry, *, lane_limit: int, attached_ms: int = keys.ATTACHED_MS
+) -> bool:
     """Puts a request into its lane, once however often it is called; True when this call did.
 
     `entry` names tenant, request_id, profile, priority, gateway_id and payload_digest, and everything that
@@ -64,7 +66,7 @@ async def submit(redis: Redis, entry: LaneEntry, *, lane_limit: int) -> bool:
             reason="LANE_FULL",
             retry_after_s=1.0,
         )
-    await _enqueue(redis, request, entry)
+    await _enqueue(redis, request, entry, attached_ms)
     return True
 
 
@@ -93,7 +95,7 @@ async def _reserve(redis: Redis, request: RequestKeys, entry: LaneEntry) -> tupl
     return False, bool(marked), length
 
 
-async def _enqueue(redis: Redis, request: RequestKeys, entry: LaneEntry) -> None:
+async def _enqueue(redis: Redis, request: RequestKeys, entry: LaneEntry, attached_ms: int) -> None:
     lane = lane_of(entry)
     pipe = redis.pipeline(transaction=False)
     queued = StreamEntry(queued=Queued(gateway_id=entry.gateway_id))
@@ -102,7 +104,7 @@ async def _enqueue(redis: Redis, request: RequestKeys, entry: LaneEntry) -> None
     pipe.sadd(request.watchers, entry.gateway_id)
     pipe.pexpire(request.watchers, keys.ACTIVE_MS)
     if entry.disconnect_mode != DISCONNECT_MODE_DETACH:
-        pipe.set(request.attached, entry.gateway_id, px=keys.ATTACHED_MS)
+        pipe.set(request.attached, entry.gateway_id, px=attached_ms)
     pipe.xgroup_create(lane, keys.GROUP, id="0", mkstream=True)
     pipe.sadd(keys.lanes(entry.profile), lane)
     pipe.xadd(lane, codec.fields(entry))
@@ -123,14 +125,16 @@ def _expected(reply: Exception) -> bool:
 
 
 @redis_errors
-async def renew_attached(redis: Redis, gateway_id: str, requests: list[RequestKeys]) -> None:
-    """Says that the clients of these requests are still there; every ATTACHED_RENEW_MS.
+async def renew_attached(
+    redis: Redis, gateway_id: str, requests: list[RequestKeys], *, attached_ms: int = keys.ATTACHED_MS
+) -> None:
+    """Says that the clients of these requests are still there, RENEWALS times in `attached_ms`.
 
-    Where nobody says so for ATTACHED_MS the worker ends the request, unless it asked for DETACH.
+    Where nobody says so for as long the worker ends the request, unless it asked for DETACH.
     """
     if not requests:
         return
     pipe = redis.pipeline(transaction=False)
     for request in requests:
-        pipe.set(request.attached, gateway_id, px=keys.ATTACHED_MS)
+        pipe.set(request.attached, gateway_id, px=attached_ms)
     await pipe.execute()

@@ -13,12 +13,12 @@ from treadle.queue.connection import redis_errors
 
 
 @redis_errors
-async def beat(redis: Redis, heartbeat: Heartbeat) -> None:
-    """Says that the worker lives, for BEAT_TTL_MS; every BEAT_EVERY_MS."""
+async def beat(redis: Redis, heartbeat: Heartbeat, *, lease_ms: int = keys.LEASE_MS) -> None:
+    """Says that the worker lives, for `lease_ms`; RENEWALS times in it."""
     pipe = redis.pipeline(transaction=False)
-    pipe.set(keys.beat(heartbeat.consumer), codec.encode(heartbeat), px=keys.BEAT_TTL_MS)
+    pipe.set(keys.beat(heartbeat.consumer), codec.encode(heartbeat), px=lease_ms)
     pipe.sadd(keys.WORKERS, heartbeat.consumer)
-    pipe.pexpire(keys.control(heartbeat.consumer), keys.BEAT_TTL_MS)
+    pipe.pexpire(keys.control(heartbeat.consumer), lease_ms)
     await pipe.execute()
 
 

@@ -1,4 +1,4 @@
-"""A worker process with a pretending engine: `fake_worker.py REDIS_URL FOLDER NAME BEAT_TTL_MS STEP_S`."""
+"""A worker process with a pretending engine: `fake_worker.py REDIS_URL FOLDER NAME LEASE_S STEP_S`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_engine import FakeEngine, stored_folder
 
-from treadle.queue import keys
 from treadle.rpc import run_service
 from treadle_worker import intake
 from treadle_worker.config import EngineConfig, WorkerConfig
@@ -19,9 +18,7 @@ from treadle_worker.worker import Worker
 
 
 async def serve(arguments: list[str], stop: asyncio.Event) -> None:
-    redis_url, folder, name, ttl_ms, step_s = arguments
-    keys.BEAT_TTL_MS = int(ttl_ms)
-    keys.BEAT_EVERY_MS = int(ttl_ms) // 4
+    redis_url, folder, name, lease_s, step_s = arguments
     intake.SWEEP_S = 0.1
 
     async def resolve(model: str) -> Artifact:
@@ -34,7 +31,7 @@ async def serve(arguments: list[str], stop: asyncio.Event) -> None:
         if ready:
             print("ready", flush=True)
 
-    config = WorkerConfig(name=name, models=("toy",), TREADLE_REDIS_URL=redis_url)
+    config = WorkerConfig(name=name, models=("toy",), TREADLE_REDIS_URL=redis_url, lease_s=float(lease_s))
     worker = Worker(config, EngineConfig(), resolve=resolve, start_engine=start_engine, set_ready=set_ready)
     async with worker.running():
         await stop.wait()

@@ -17,7 +17,7 @@ from treadle.queue import keys
 from treadle.queue.keys import RequestKeys
 from treadle.queue.log import read_log
 
-BEAT_TTL_MS = 800
+LEASE_S = 1.5
 LENGTH = 200
 
 
@@ -28,7 +28,7 @@ async def worker_process(
     """A worker in a process of its own, ready; killed at the end."""
     script = Path(__file__).with_name("fake_worker.py")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(script), redis_url, str(folder), name, str(BEAT_TTL_MS), "0.008"),
+        *(sys.executable, str(script), redis_url, str(folder), name, str(LEASE_S), "0.008"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},

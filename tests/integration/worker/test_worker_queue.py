@@ -153,10 +153,9 @@ async def test_a_request_cancelled_in_its_lane_never_reaches_the_engine(
 
 
 async def test_a_request_whose_client_is_gone_is_ended_unless_it_is_detached(
-    redis, bench, ask, outcome, first_tokens, monkeypatch
+    redis, bench, ask, outcome, first_tokens
 ):
-    monkeypatch.setattr(keys, "ATTACHED_RENEW_MS", 50)
-    async with bench(step_s=0.003) as one:
+    async with bench(step_s=0.003, lease_s=1.5) as one:
         await ask("gone", 5_000)
         await ask("detached", 5_000, disconnect_mode=generation_pb2.DISCONNECT_MODE_DETACH)
         await first_tokens("gone")
@@ -338,9 +337,8 @@ async def test_a_full_redis_delays_and_loses_nothing(redis, bench, ask, outcome,
 
 
 async def test_renewed_attachment_and_long_life_of_keys(redis, bench, ask, first_tokens, monkeypatch):
-    monkeypatch.setattr(keys, "ATTACHED_RENEW_MS", 30)
     monkeypatch.setattr("treadle_worker.lapses.RENEW_S", 0.0)
-    async with bench(step_s=0.01) as one:
+    async with bench(step_s=0.01, lease_s=1.5) as one:
         await ask("r1", 5_000)
         await first_tokens("r1")
         await redis.pexpire(key("r1").log, 60_000)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from treadle.api.inference.v1.generation_pb2 import PRIORITY_HIGH, PRIORITY_LOW
@@ -37,21 +39,18 @@ async def test_waiting_entries_wake_a_blocked_reader(redis: Redis, blocking: Red
     assert await lanes.take_new(redis, LANE, "w2", 5) == []
 
 
-async def test_only_the_dead_are_taken_over_and_one_wins(redis: Redis, lane_entry, monkeypatch):
-    monkeypatch.setattr(keys, "BEAT_TTL_MS", 50)
+async def test_only_the_dead_are_taken_over_and_one_wins(redis: Redis, lane_entry):
     for number in range(4):
         await submit(redis, lane_entry(f"r{number}"), lane_limit=10)
     await workers.beat(redis, heartbeat("w1"))
     await lanes.take_new(redis, LANE, "w1", 4)
-    monkeypatch.setattr(keys, "BEAT_TTL_MS", 10_000)
-    await workers.beat(redis, heartbeat("w1"))
     assert await lanes.orphaned(redis, LANE, "w2") == {}
     await workers.leave(redis, "w1")
     assert await lanes.orphaned(redis, LANE, "w2") == {"w1": 4}
     assert await lanes.take_over(redis, LANE, "w1", "w2", 10) == []  # not idle for a lease yet
-    monkeypatch.setattr(keys, "BEAT_TTL_MS", 1)
-    won = await lanes.take_over(redis, LANE, "w1", "w2", 3)
-    rest = await lanes.take_over(redis, LANE, "w1", "w3", 3)
+    await asyncio.sleep(0.01)
+    won = await lanes.take_over(redis, LANE, "w1", "w2", 3, lease_ms=1)
+    rest = await lanes.take_over(redis, LANE, "w1", "w3", 3, lease_ms=1)
     assert (len(won), len(rest)) == (3, 1)
 
 
