@@ -64,7 +64,7 @@ class Claimer:
             except DataLoss:
                 logger.exception("a lane entry cannot be read and is deleted", extra={"lane": delivery.lane})
                 useless.append(delivery)
-        useless += await self._second_entries(jobs)
+        useless += await self._set_aside(jobs)
         taken = await take(self._redis, [job.request for job in jobs.values()], self._consumer)
         for (delivery, job), found in zip(jobs.items(), taken, strict=True):
             if found is None or found.terminal is not None:
@@ -73,17 +73,24 @@ class Claimer:
                 self._begin(delivery, job, found)
         await lanes.remove(self._redis, useless)
 
-    async def _second_entries(self, jobs: dict[Delivery, Job]) -> list[Delivery]:
-        """Takes out of `jobs` the entries of requests that live by another entry."""
+    async def _set_aside(self, jobs: dict[Delivery, Job]) -> list[Delivery]:
+        """Takes out of `jobs` what another worker runs, and second entries, which it returns.
+
+        What another worker runs goes to that worker. It may be the very entry that the request lives by: this
+        worker was given it, then stopped for longer than its lease. Only who runs a request knows that.
+        """
         owners = await lanes.owners(self._redis, [job.request for job in jobs.values()])
-        second, seen = [], set()
+        second, elsewhere, seen = [], {}, set()
         for (delivery, job), owner in zip(list(jobs.items()), owners, strict=True):
             running = self._table.by_keys(job.request)
-            elsewhere = owner is not None and owner != self._consumer
-            if elsewhere or job.request in seen or (running is not None and running.delivery != delivery):
+            if owner is not None and owner != self._consumer:
+                elsewhere[delivery] = owner
+                del jobs[delivery]
+            elif job.request in seen or (running is not None and running.delivery != delivery):
                 second.append(delivery)
                 del jobs[delivery]
             seen.add(job.request)
+        await lanes.give(self._redis, elsewhere)
         return second
 
     def _begin(self, delivery: Delivery, job: Job, taken: Taken) -> None:
@@ -101,6 +108,8 @@ class Claimer:
         request.resumed = any(
             entry.HasField("fence") and id_.epoch != taken.epoch for id_, entry in taken.entries
         )
+        # Nobody spoke for the client all the time that the request waited: the first look is done.
+        request.misses = 0 if taken.attached else 1
         self.num_claimed += 1
         self.num_resumed += request.resumed
         self._table.add(request)

@@ -29,6 +29,8 @@ class Taken:
     """All that was written before, fences among it, this one's too."""
     watchers: frozenset[str]
     """The gateways to tell of news."""
+    attached: bool
+    """Whether a gateway says that the client is there."""
 
     @property
     def terminal(self) -> Terminal | None:
@@ -77,21 +79,21 @@ async def _try(
         else:
             pipe.get(request.owner)
         pipe.smembers(request.watchers)
+        pipe.exists(request.attached)
         pipe.pexpire(request.epoch, keys.ACTIVE_MS)
     replies: list[Any] = await pipe.execute(raise_on_error=False)
     width = len(replies) // len(requests)
     found: dict[RequestKeys, Taken | None] = {}
     for number, (request, epoch) in enumerate(zip(requests, epochs, strict=True)):
-        fenced, entries, _, watchers, *_ = replies[number * width : (number + 1) * width]
+        fenced, entries, _, watchers, attached, _ = replies[number * width : (number + 1) * width]
         if fenced is None:
             found[request] = None
         elif isinstance(fenced, bytes):
-            for reply in (entries, watchers):
+            for reply in (entries, watchers, attached):
                 if isinstance(reply, Exception):
                     raise reply
-            found[request] = Taken(
-                request, epoch, log_entries(entries), frozenset(name.decode() for name in watchers)
-            )
+            names = frozenset(name.decode() for name in watchers)
+            found[request] = Taken(request, epoch, log_entries(entries), names, bool(attached))
         elif not is_refused_id(fenced):
             raise fenced if isinstance(fenced, Exception) else ResponseError(str(fenced))
     return found

@@ -6,7 +6,7 @@ worker held is found there. Nobody may claim from a consumer that beats; NOBODY 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,16 @@ async def remove(redis: Redis, deliveries: Sequence[Delivery]) -> None:
     pipe = redis.pipeline(transaction=False)
     for delivery in deliveries:
         finish(pipe, delivery.lane, delivery.entry_id)
+    if len(pipe):
+        await pipe.execute()
+
+
+@redis_errors
+async def give(redis: Redis, owned: Mapping[Delivery, str]) -> None:
+    """Gives entries to the consumers that own their requests: should one die, they are found among its own."""
+    pipe = redis.pipeline(transaction=False)
+    for delivery, owner in owned.items():
+        pipe.xclaim(delivery.lane, keys.GROUP, owner, 0, [delivery.entry_id], justid=True)
     if len(pipe):
         await pipe.execute()
 
