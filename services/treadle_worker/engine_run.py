@@ -194,7 +194,7 @@ class EngineRun:
 
     def _let_go(self, request: RunningRequest, outcome: Appended) -> None:
         self._observation.let_go(request, outcome)
-        self._drop(request)
+        self._drop(request, cancelled_s=0.0 if outcome is Appended.CANCELLED else None)
         if outcome is Appended.VANISHED:
             self.writer.finish(request)
         if outcome is not Appended.WRITTEN:

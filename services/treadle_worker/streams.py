@@ -28,7 +28,7 @@ class StreamWriter:
     """Owns what is yet to be written; `run` is a task.
 
     `let_go` is called once for each request that needs this worker no more: its end is written
-    (WRITTEN), another owner has it (FENCED), or its log is gone (VANISHED).
+    (WRITTEN), another owner has it (FENCED), a gateway ended it (CANCELLED), or its log is gone (VANISHED).
     """
 
     def __init__(self, redis: Redis, let_go: Callable[[RunningRequest, Appended], None]) -> None:

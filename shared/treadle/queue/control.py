@@ -8,10 +8,11 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from treadle.api.worker.v1.queue_pb2 import CancelNotice, ControlEntry, StreamEntry, Terminal, WatchNotice
 from treadle.errors import NotFound
-from treadle.queue import codec, dirty, keys
+from treadle.queue import codec, dirty, keys, lanes
 from treadle.queue.connection import redis_errors
 from treadle.queue.epochs import take
 from treadle.queue.keys import RequestKeys
@@ -23,7 +24,7 @@ async def cancel(
 ) -> bool:
     """Ends a request wherever it is, with `status` as its end; False when it had ended before.
 
-    The lane's entry stays: the owner, who is told, or a late claimer deletes it.
+    The lane's entry goes where a worker has it; one that waits is deleted by its claimer.
     Raises NotFound when nothing is known of the request, and Unavailable.
     """
     if await _has_ended(redis, request):
@@ -45,6 +46,7 @@ async def cancel(
         return await cancel(redis, request, status, retention_ms=retention_ms)
     await tell_owner(redis, request, _cancel_notice(request))
     await _announce(redis, request, taken.watchers, retention_ms)
+    await _leave_lane(redis, request)
     return True
 
 
@@ -66,6 +68,28 @@ async def _announce(redis: Redis, request: RequestKeys, watchers: frozenset[str]
         pipe.pexpire(key, retention_ms)
     pipe.delete(request.attached)
     await pipe.execute()
+
+
+@redis_errors
+async def _leave_lane(redis: Redis, request: RequestKeys) -> None:
+    """Takes the request's entry out of its lane if a worker has it.
+
+    Its owner may have been refused a write before it could be told, and then holds an entry of which it
+    knows no more.
+    """
+    lane, entry = await redis.hmget(request.reservation, ["lane", "entry"])
+    if lane is None or entry is None:
+        return
+    try:
+        held: Any = await redis.xpending_range(lane, keys.GROUP, entry, entry, 1)
+    except ResponseError as error:
+        if "NOGROUP" in str(error):
+            return
+        raise
+    if held:
+        pipe = redis.pipeline(transaction=False)
+        lanes.finish(pipe, lane, entry)
+        await pipe.execute()
 
 
 @redis_errors

@@ -109,7 +109,7 @@ async def _lift_counters(redis: Redis, requests: Sequence[RequestKeys]) -> None:
     counters: list[Any] = await pipe.execute()
     pipe = redis.pipeline(transaction=False)
     for request, top, counter in zip(requests, tops, counters, strict=True):
-        if top is not None and top.epoch > int(counter or 0):
-            pipe.incrby(request.epoch, top.epoch - int(counter or 0))
+        if top is not None and top.id.epoch > int(counter or 0):
+            pipe.incrby(request.epoch, top.id.epoch - int(counter or 0))
     if len(pipe):
         await pipe.execute()

@@ -205,7 +205,7 @@ async def hand_back(redis: Redis, consumer: str, held: Iterable[tuple[RequestKey
     return sum(map(bool, still))
 
 
-def finish(pipe: Pipeline, lane: str, entry_id: str) -> None:
+def finish(pipe: Pipeline, lane: str | bytes, entry_id: str | bytes) -> None:
     """Adds to a pipeline what takes an entry out of its lane: only after its request's end was written."""
     pipe.xack(lane, keys.GROUP, entry_id)
     pipe.xdel(lane, entry_id)

@@ -16,6 +16,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from treadle.api.worker.v1.queue_pb2 import StreamEntry
+from treadle.errors import TreadleError
 from treadle.queue import codec
 from treadle.queue.connection import redis_errors
 from treadle.queue.keys import RequestKeys
@@ -108,6 +109,8 @@ class Appended(enum.Enum):
     """Now, or by an earlier try whose reply was lost."""
     FENCED = enum.auto()
     """Another owner has the request: drop it silently."""
+    CANCELLED = enum.auto()
+    """A gateway has ended the request, or is about to: drop it silently."""
     VANISHED = enum.auto()
     """The log is gone and must stay so."""
     REFUSED = enum.auto()
@@ -158,17 +161,36 @@ def is_refused_id(reply: object) -> bool:
     return isinstance(reply, ResponseError) and "equal or smaller" in str(reply)
 
 
-def _judge(own: EntryId, top: EntryId | None) -> Appended:
+def _judge(own: EntryId, top: Top | None) -> Appended:
     if top is None:
         return Appended.VANISHED
     # Both the retry of an own entry and a write past a fence are refused with the same words.
-    return Appended.WRITTEN if top.epoch == own.epoch else Appended.FENCED
+    if top.id.epoch == own.epoch:
+        return Appended.WRITTEN
+    return Appended.CANCELLED if top.is_end else Appended.FENCED
 
 
-async def read_tops(redis: Redis, of: Sequence[RequestKeys]) -> list[EntryId | None]:
-    """The last id of each log; None where it is gone."""
+class Top(NamedTuple):
+    """A log's last entry."""
+
+    id: EntryId
+    is_end: bool
+    """Whether it is the request's end, or a gateway's fence, which comes before it."""
+
+
+async def read_tops(redis: Redis, of: Sequence[RequestKeys]) -> list[Top | None]:
+    """The last entry of each log; None where it is gone."""
     pipe = redis.pipeline(transaction=False)
     for keys in of:
         pipe.xrevrange(keys.log, "+", "-", count=1)
     replies: list[Any] = await pipe.execute()
-    return [EntryId.parse(reply[0][0]) if reply else None for reply in replies]
+    return [Top(EntryId.parse(reply[0][0]), _is_end(reply[0][1])) if reply else None for reply in replies]
+
+
+def _is_end(values: Mapping[bytes, bytes]) -> bool:
+    try:
+        entry = codec.from_fields(StreamEntry, values)
+    except TreadleError:
+        # A later schema's, or damaged: whoever reads the log will say so.
+        return False
+    return entry.HasField("terminal") or (entry.HasField("fence") and not entry.fence.consumer)

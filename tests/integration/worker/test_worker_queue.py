@@ -210,6 +210,40 @@ async def test_a_request_that_is_twice_in_its_lane_runs_once(
             assert len(one.engine.added) + len(other.engine.added) == 1
 
 
+async def test_an_entry_that_another_worker_lives_by_goes_to_that_worker(
+    redis, bench, ask, outcome, first_tokens, answer, monkeypatch, lanes_empty
+):
+    monkeypatch.setattr(intake, "STRAY_MS", 100)
+    monkeypatch.setattr(intake, "SWEEP_S", 0.1)
+    async with bench(step_s=0.01) as one, bench(name="other") as other:
+        prompt = await ask("r1", 200)
+        await first_tokens("r1")
+        (lane,) = await redis.keys("treadle:lane:*")
+        ((entry_id, _),) = await redis.xrange(lane)
+        owner = (await redis.get(key("r1").owner)).decode()
+        late = next(name.worker.consumer for name in (one, other) if name.worker.consumer != owner)
+        # As one that was given the entry, was stopped past its lease, and wakes.
+        await redis.xclaim(lane, keys.GROUP, late, 0, [entry_id])
+        async with asyncio.timeout(5):
+            while not await redis.xpending_range(lane, keys.GROUP, "-", "+", 1, consumername=owner):
+                await asyncio.sleep(0.01)
+        assert (await outcome("r1")).token_ids == answer(prompt, 200)
+        assert len(one.engine.added) + len(other.engine.added) == 1
+        await lanes_empty()
+
+
+async def test_a_request_that_nobody_spoke_for_while_it_waited_gets_one_look(
+    redis, bench, ask, outcome, first_tokens
+):
+    await ask("gone", 5_000)
+    await redis.delete(key("gone").attached)
+    async with bench(step_s=0.003, lease_s=6.0):
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert (await outcome("gone")).terminal.error.code == code_pb2.CANCELLED
+        assert loop.time() - began < 3.5
+
+
 async def test_an_unreadable_entry_is_deleted_and_a_later_schema_is_left(
     redis, bench, ask, outcome, lanes_empty
 ):
