@@ -1,0 +1,1 @@
+"""What the suite promises when things die: real processes, real kills."""
