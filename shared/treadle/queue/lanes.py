@@ -173,7 +173,7 @@ async def remove(redis: Redis, deliveries: Sequence[Delivery]) -> None:
 
 @redis_errors
 async def give(redis: Redis, owned: Mapping[Delivery, str]) -> None:
-    """Gives entries to the consumers that own their requests: should one die, they are found among its own."""
+    """Gives entries to the consumers that own their requests: should one die, they are found among its."""
     pipe = redis.pipeline(transaction=False)
     for delivery, owner in owned.items():
         pipe.xclaim(delivery.lane, keys.GROUP, owner, 0, [delivery.entry_id], justid=True)

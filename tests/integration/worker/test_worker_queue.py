@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from google.rpc import code_pb2
+from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2
 from treadle.api.worker.v1.queue_pb2 import LaneEntry
@@ -224,9 +225,11 @@ async def test_an_entry_that_another_worker_lives_by_goes_to_that_worker(
         late = next(name.worker.consumer for name in (one, other) if name.worker.consumer != owner)
         # As one that was given the entry, was stopped past its lease, and wakes.
         await redis.xclaim(lane, keys.GROUP, late, 0, [entry_id])
-        async with asyncio.timeout(5):
-            while not await redis.xpending_range(lane, keys.GROUP, "-", "+", 1, consumername=owner):
-                await asyncio.sleep(0.01)
+
+        async def it_is_back() -> bool:
+            return bool(await redis.xpending_range(lane, keys.GROUP, "-", "+", 1, consumername=owner))
+
+        await until(it_is_back, "it is its owner's again", timeout_s=5)
         assert (await outcome("r1")).token_ids == answer(prompt, 200)
         assert len(one.engine.added) + len(other.engine.added) == 1
         await lanes_empty()
