@@ -18,6 +18,9 @@ from treadle.process import child_command
 
 # Before torch loads OpenMP: a thread that spins at a barrier takes the core from the one it waits for.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Services that a test starts beside others must not meet at the default ports.
+for _kind in ("GATEWAY", "REGISTRY", "TOKENIZER", "TRAINER", "WORKER"):
+    os.environ[f"TREADLE_{_kind}_METRICS_ADDRESS"] = ""
 
 
 def free_port() -> int:

@@ -16,6 +16,8 @@ class GatewayConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50051"
+    metrics_address: str = "127.0.0.1:9051"
+    """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")

@@ -148,6 +148,7 @@ def to_lane_entry(
     *,
     gateway_id: str,
     timeout_ms: int,
+    traceparent: str = "",
 ) -> LaneEntry:
     """A complete request as the entry of its lane."""
     sampling, stopping, output = generation.sampling, generation.stopping, generation.output
@@ -194,6 +195,7 @@ def to_lane_entry(
         gateway_id=gateway_id,
         payload_digest=generation.payload_digest,
         model_name=generation.model,
+        traceparent=traceparent,
     )
 
 

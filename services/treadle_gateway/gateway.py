@@ -16,6 +16,7 @@ from treadle.errors import Unavailable
 from treadle.queue.connection import connect, connect_blocking
 from treadle.queue.workers import heartbeats
 from treadle.rpc import RpcServer, open_channel
+from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_gateway.admission import Admission
 from treadle_gateway.background import BackgroundTasks
 from treadle_gateway.clients import GrpcRegistry, GrpcTokenizer, is_serving
@@ -24,6 +25,7 @@ from treadle_gateway.convert import to_loaded
 from treadle_gateway.inference import Inference
 from treadle_gateway.listing import Aliases
 from treadle_gateway.log_follower import BLOCK_S, LogFollower
+from treadle_gateway.metrics import GatewayMetrics
 from treadle_gateway.models import ArtifactCache, Loaded, Models
 from treadle_gateway.preparation import Preparation
 from treadle_gateway.readiness import Readiness, redis_answers
@@ -48,7 +50,9 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
+async def running_gateway(
+    config: GatewayConfig, telemetry: Telemetry | None = None
+) -> AsyncIterator[Gateway]:
     """Starts a gateway and stops it at the block's end, within the grace period.
 
     It becomes ready when Redis, registry and tokenizer answer. Raises Unavailable (ADDRESS_IN_USE).
@@ -58,9 +62,12 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
         stack.push_async_callback(redis.aclose)
         blocking = connect_blocking(config.redis_url, block_s=BLOCK_S)
         stack.push_async_callback(blocking.aclose)
-        credentials = config.transport.credentials()
-        registry = await stack.enter_async_context(open_channel(config.registry_address, credentials))
-        tokenizer = await stack.enter_async_context(open_channel(config.tokenizer_address, credentials))
+        telemetry = telemetry or Telemetry()
+        connect_to = partial(
+            open_channel, credentials=config.transport.credentials(), traced=telemetry.tracer.recording
+        )
+        registry = await stack.enter_async_context(connect_to(config.registry_address))
+        tokenizer = await stack.enter_async_context(connect_to(config.tokenizer_address))
 
         gateway_id = f"gw-{uuid.uuid4().hex}"
         follower = LogFollower(
@@ -76,6 +83,8 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
         models = Models(artifacts, partial(_read_loaded, redis))
         background = BackgroundTasks()
         admission = Admission(config.max_concurrent_requests)
+        metrics = GatewayMetrics(telemetry.registry)
+        metrics.held.set_function(lambda: admission.held)
         inference = Inference(
             config,
             Queue(redis, follower, background, gateway_id, lane_limit=config.lane_limit),
@@ -88,8 +97,9 @@ async def running_gateway(config: GatewayConfig) -> AsyncIterator[Gateway]:
             models,
             Aliases(GrpcRegistry(registry), timeout_s=config.registry_timeout_s),
             admission,
+            metrics,
         )
-        server = RpcServer(config.address, security=config.transport.server())
+        server = RpcServer(config.address, security=config.transport.server(), telemetry=telemetry)
         servicer = InferenceServicer(inference, max_batch_in_flight=config.max_batch_in_flight)
         server.add(add_to_server, servicer, SERVICE)
         await server.start()
@@ -128,6 +138,9 @@ async def _stop(
 
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
     """Runs the gateway until `stop` is set."""
-    async with running_gateway(config):
+    async with (
+        running_telemetry("gateway", config.metrics_address, config.transport.server()) as telemetry,
+        running_gateway(config, telemetry),
+    ):
         await stop.wait()
         logger.info("stopping", extra={"grace_period_s": config.grace_period_s})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import uuid
 
-from treadle.errors import Cancelled
+from treadle.errors import Cancelled, TreadleError
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
-from treadle_gateway.admission import Admission
+from treadle_gateway.admission import Admission, Slot
 from treadle_gateway.attachment import Attachment
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.convert import to_status
@@ -16,7 +16,9 @@ from treadle_gateway.deadlines import Deadline
 from treadle_gateway.generation import DEFAULT_TENANT, Generation
 from treadle_gateway.listing import Aliases, Listed, list_served, page
 from treadle_gateway.lookup import log_state
+from treadle_gateway.metrics import GatewayMetrics
 from treadle_gateway.models import Models
+from treadle_gateway.observation import Observation
 from treadle_gateway.preparation import Preparation
 from treadle_gateway.run import Queue, Run
 from treadle_gateway.validation import Violations, check_names, validate
@@ -36,6 +38,7 @@ class Inference:
         models: Models,
         aliases: Aliases,
         admission: Admission,
+        metrics: GatewayMetrics,
     ) -> None:
         self._config = config
         self._queue = queue
@@ -43,6 +46,7 @@ class Inference:
         self._models = models
         self._aliases = aliases
         self._admission = admission
+        self._metrics = metrics
 
     def run(self, generation: Generation, remaining_s: float | None) -> Run:
         """Takes a generation; nothing happens before its chunks are read.
@@ -50,8 +54,9 @@ class Inference:
         The caller says `leave` when the client is gone. Raises ResourceExhausted (GATEWAY_FULL),
         InvalidArgument and Unimplemented.
         """
-        slot = self._admission.admit()
+        slot: Slot | None = None
         try:
+            slot = self._admission.admit()
             validate(generation, self._config)
             request_id = generation.request_id or f"gen-{uuid.uuid4().hex}"
             return Run(
@@ -61,9 +66,12 @@ class Inference:
                 RequestKeys(generation.tenant, request_id),
                 self._deadline(generation.timeout_s, remaining_s),
                 slot,
+                Observation(self._metrics, generation, request_id),
             )
-        except BaseException:
-            slot.release()
+        except TreadleError as error:
+            if slot is not None:
+                slot.release()
+            self._metrics.failure.labels("", error.reason).inc()
             raise
 
     def _deadline(self, timeout_s: float | None, remaining_s: float | None) -> Deadline:
@@ -77,7 +85,9 @@ class Inference:
         request = _named(tenant, request_id)
         after = Cursor.decode(cursor, request)
         deadline = Deadline.earliest(remaining_s, self._config.max_timeout_s)
-        return Attachment(self._queue, request, after, deadline, self._admission.admit())
+        attachment = Attachment(self._queue, request, after, deadline, self._admission.admit())
+        self._metrics.resumes.inc()
+        return attachment
 
     async def cancel(self, tenant: str, request_id: str) -> bool:
         """Ends a request wherever it is; False when it had ended before; raises NotFound."""

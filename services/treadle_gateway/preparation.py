@@ -24,7 +24,9 @@ class Preparation:
         self._gateway_id = gateway_id
         self._tokenizer_timeout_s = tokenizer_timeout_s
 
-    async def prepare(self, generation: Generation, request: RequestKeys, deadline: Deadline) -> LaneEntry:
+    async def prepare(
+        self, generation: Generation, request: RequestKeys, deadline: Deadline, traceparent: str = ""
+    ) -> LaneEntry:
         """The complete entry; raises whatever is wrong with the request, its model or its time."""
         assert generation.prompt is not None, "validate refuses a request without a prompt"
         model = await deadline.bound(self._models.find(generation.model, generation.profile))
@@ -35,5 +37,11 @@ class Preparation:
         bounds.check_lengths(generation, ids, model)
         complete = defaults.complete(generation, model, len(ids))
         return to_lane_entry(
-            complete, request, model, ids, gateway_id=self._gateway_id, timeout_ms=deadline.remaining_ms()
+            complete,
+            request,
+            model,
+            ids,
+            gateway_id=self._gateway_id,
+            timeout_ms=deadline.remaining_ms(),
+            traceparent=traceparent,
         )

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from treadle.api.inference.v1.generation_pb2 import Finished
 from treadle.api.worker.v1.queue_pb2 import LaneEntry
+from treadle.errors import Internal, TreadleError
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
 from treadle.queue.submission import submit
@@ -22,6 +23,7 @@ from treadle_gateway.disconnects import abandon, client_gone
 from treadle_gateway.generation import Generation
 from treadle_gateway.log_follower import LogFollower
 from treadle_gateway.lookup import is_queued
+from treadle_gateway.observation import Observation
 from treadle_gateway.preparation import Preparation
 from treadle_gateway.subscriptions import Subscription
 from treadle_gateway.token_stream import Chunk, Failed, follow
@@ -59,6 +61,7 @@ class Run:
         request: RequestKeys,
         deadline: Deadline,
         slot: Slot,
+        observation: Observation,
     ) -> None:
         self.request = request
         self._queue = queue
@@ -66,15 +69,19 @@ class Run:
         self._generation = generation
         self._deadline = deadline
         self._slot = slot
+        self._observation = observation
         self._subscription: Subscription | None = None
         self._submission: asyncio.Task[bool] | None = None
         self._ended = False
         self._left = False
+        self._error: TreadleError | None = None
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The whole answer; raises what the request ended with, and DeadlineExceeded."""
         try:
+            self._observation.begin()
             entry = await self._prepare()
+            self._observation.prepared(entry)
             self._subscription = subscription = self._queue.follower.subscribe(self.request)
             # A task of its own: cut short between two writes, it would be unknown whether it is queued.
             self._submission = self._queue.background.start(self._submit(entry), "submit")
@@ -84,7 +91,11 @@ class Run:
                     self._ended = True
                     raise from_status(chunk.status)
                 self._ended = isinstance(chunk.body, Finished)
+                self._observation.chunk(chunk)
                 yield chunk
+        except Exception as error:
+            self._error = error if isinstance(error, TreadleError) else Internal("the gateway failed")
+            raise
         finally:
             self.leave()
 
@@ -96,7 +107,8 @@ class Run:
             looking = is_queued(self._queue.redis, self.request, generation.payload_digest)
             if await self._deadline.bound(looking):
                 return None
-        return await self._preparation.prepare(generation, self.request, self._deadline)
+        traceparent = self._observation.span.traceparent
+        return await self._preparation.prepare(generation, self.request, self._deadline, traceparent)
 
     async def _submit(self, entry: LaneEntry | None) -> bool:
         """Puts the request into its lane; False where it was there before."""
@@ -124,6 +136,8 @@ class Run:
         self._left = True
         self._slot.release()
         queue = self._queue
+        given_up = out_of_time() if self._deadline.passed else client_gone()
+        self._observation.end(self._error or given_up)
         if self._subscription is not None:
             queue.follower.unsubscribe(self._subscription)
         # A gateway that leaves has not lost its clients: they attach again through another one.
@@ -136,7 +150,7 @@ class Run:
                 queue.gateway_id,
                 self._submission,
                 lambda: queue.follower.follows(self.request),
-                out_of_time() if self._deadline.passed else client_gone(),
+                given_up,
             ),
             "abandon",
         )

@@ -18,6 +18,8 @@ class RegistryConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50052"
+    metrics_address: str = "127.0.0.1:9052"
+    """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
     store: Path = Field(default=Path("~/.cache/treadle/store"), validation_alias="TREADLE_STORE")

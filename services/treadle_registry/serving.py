@@ -11,6 +11,7 @@ from google.longrunning import operations_pb2_grpc
 
 from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.rpc import RpcServer
+from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
 from treadle_registry.imports import Imports
 from treadle_registry.operations_servicer import SERVICE_NAME, OperationsServicer
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
+async def serving(config: RegistryConfig, telemetry: Telemetry | None = None) -> AsyncIterator[RpcServer]:
     """Opens the store and serves it until the block ends; then running imports are killed."""
     registry = await Registry.open(config.store)
     imports = Imports(
@@ -33,7 +34,7 @@ async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
     try:
         interrupted = await imports.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
-        server = RpcServer(config.address, security=config.transport.server())
+        server = RpcServer(config.address, security=config.transport.server(), telemetry=telemetry)
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
             RegistryServicer(registry, imports),  # type: ignore[abstract]
@@ -54,5 +55,8 @@ async def serving(config: RegistryConfig) -> AsyncIterator[RpcServer]:
 
 async def serve(config: RegistryConfig, stop: asyncio.Event) -> None:
     """Serves until `stop` is set."""
-    async with serving(config):
+    async with (
+        running_telemetry("registry", config.metrics_address, config.transport.server()) as telemetry,
+        serving(config, telemetry),
+    ):
         await stop.wait()

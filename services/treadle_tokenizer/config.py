@@ -18,6 +18,8 @@ class TokenizerConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50053"
+    metrics_address: str = "127.0.0.1:9053"
+    """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")

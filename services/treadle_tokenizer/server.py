@@ -8,6 +8,8 @@ import logging
 
 from treadle.api.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
 from treadle.rpc import RpcServer, open_channel
+from treadle.telemetry.counted_elsewhere import CountedElsewhere
+from treadle.telemetry.service import running_telemetry
 from treadle.text.template_pool import TemplatePool
 from treadle_tokenizer.clients import GrpcRegistry
 from treadle_tokenizer.config import TokenizerConfig
@@ -27,8 +29,13 @@ async def serve(config: TokenizerConfig, stop: asyncio.Event) -> None:
     Later on the registry may be away: what it said is remembered.
     """
     async with contextlib.AsyncExitStack() as stack:
-        credentials = config.transport.credentials()
-        channel = await stack.enter_async_context(open_channel(config.registry_address, credentials))
+        security, credentials = config.transport.server(), config.transport.credentials()
+        telemetry = await stack.enter_async_context(
+            running_telemetry("tokenizer", config.metrics_address, security)
+        )
+        channel = await stack.enter_async_context(
+            open_channel(config.registry_address, credentials, traced=telemetry.tracer.recording)
+        )
         registry = GrpcRegistry(channel, timeout_s=config.registry_timeout_s)
         models = Models(
             registry,
@@ -52,7 +59,13 @@ async def serve(config: TokenizerConfig, stop: asyncio.Event) -> None:
                 max_characters=config.max_text_bytes,
             )
         )
-        server = RpcServer(config.address, security=config.transport.server())
+        server = RpcServer(config.address, security=security, telemetry=telemetry)
+        CountedElsewhere(
+            "treadle:template_kills",
+            "Processes killed as they rendered a chat template: too long, or too much memory.",
+            lambda: templates.num_killed,
+            registry=telemetry.registry,
+        )
         servicer = TokenizerServicer(TextService(config, models, lanes, templates))
         server.add(add_TokenizerServiceServicer_to_server, servicer, SERVICE)
         await stack.enter_async_context(server.running(config.grace_period_s))

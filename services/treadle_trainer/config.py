@@ -14,6 +14,8 @@ class TrainerConfig(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TREADLE_TRAINER_", frozen=True, extra="ignore")
 
     address: str = "127.0.0.1:50054"
+    metrics_address: str = "127.0.0.1:9054"
+    """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
     grace_period_s: float = Field(default=10.0, gt=0)

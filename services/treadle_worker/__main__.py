@@ -6,6 +6,7 @@ import asyncio
 
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.rpc import RpcServer, open_channel, run_service
+from treadle.telemetry.service import running_telemetry
 from treadle_worker.clients import RegistryClient
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.engine_client import EngineClient
@@ -18,14 +19,19 @@ SERVICE = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name
 async def serve(configs: tuple[WorkerConfig, EngineConfig], stop: asyncio.Event) -> None:
     """Serves until `stop`, then drains and leaves within the grace period."""
     config, engine_config = configs
-    server = RpcServer(config.address, security=config.transport.server())
-    async with open_channel(config.registry_address, config.transport.credentials()) as channel:
+    security = config.transport.server()
+    async with (
+        running_telemetry("worker", config.metrics_address, security) as telemetry,
+        open_channel(config.registry_address, config.transport.credentials()) as channel,
+    ):
+        server = RpcServer(config.address, security=security, telemetry=telemetry)
         worker = Worker(
             config,
             engine_config,
             resolve=RegistryClient(channel).resolve,
             start_engine=EngineClient.start,
             set_ready=server.set_ready,
+            telemetry=telemetry,
         )
         server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, WorkerServicer(worker), SERVICE)
         async with server.running(grace_s=1.0):

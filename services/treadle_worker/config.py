@@ -42,6 +42,8 @@ class WorkerConfig(BaseSettings):
     )
 
     address: str = "127.0.0.1:50055"
+    metrics_address: str = "127.0.0.1:9055"
+    """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
     name: str = ""

@@ -119,6 +119,7 @@ class EngineRun:
             capacity=Capacity(self.table, ready, links.max_claimed),
             claimer=self.claimer,
             metrics=metrics,
+            clock=links.clock,
             lease_ms=links.lease_ms,
         )
         look_s = links.lease_ms / 1000 / keys.RENEWALS

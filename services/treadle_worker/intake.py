@@ -12,6 +12,7 @@ from treadle.errors import TreadleError
 from treadle.queue import keys, lanes
 from treadle.queue.lanes import Delivery
 from treadle_worker.claims import Claimer
+from treadle_worker.clock import RedisClock
 from treadle_worker.engine_protocol import Ready
 from treadle_worker.metrics import ModelMetrics
 from treadle_worker.requests import RequestTable
@@ -23,7 +24,7 @@ BLOCK_MS = 250
 CHUNK = 4
 """Requests in one read: a burst is shared with the other workers that read meanwhile."""
 SWEEP_S = 2.0
-"""Between two looks for entries of the dead, and for strays."""
+"""Between two looks for entries of the dead, for strays, and at the backlog."""
 STRAY_MS = 5_000
 """An own entry that nobody here knows of is a stray after so long."""
 _PAUSE_S = 0.5
@@ -65,6 +66,7 @@ class Intake:
         capacity: Capacity,
         claimer: Claimer,
         metrics: ModelMetrics,
+        clock: RedisClock,
         lease_ms: int,
     ) -> None:
         self._redis = redis
@@ -75,6 +77,7 @@ class Intake:
         self._capacity = capacity
         self._claimer = claimer
         self._metrics = metrics
+        self._clock = clock
         self._lease_ms = lease_ms
         self._room = asyncio.Event()
         self._paused = False
@@ -161,3 +164,6 @@ class Intake:
                     )
                 await self._claim(orphans)
             await lanes.forget_dead(self._redis, lane)
+        backlog = await lanes.backlog(self._redis, found)
+        age_s = max(0.0, self._clock.now_ms() - backlog.oldest_ms) / 1000 if backlog.waiting else 0.0
+        self._metrics.backlog(backlog.waiting, age_s)

@@ -35,6 +35,13 @@ class WorkerMetrics:
             "num_requests_waiting", "Requests in the engine that hold none, preempted ones included."
         )
         self.cache_usage = gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
+        self.lane_waiting = gauge(
+            "lane_requests_waiting", "Requests in the model's lanes that no worker has claimed."
+        )
+        self.lane_age = gauge(
+            "lane_oldest_waiting_age_seconds",
+            "Age of the oldest request that no worker has claimed; 0 where none waits.",
+        )
         self.ready = gauge("model_ready", "1 while an engine serves the model, else 0.")
         self.resident = gauge("engine_resident_memory_bytes", "Resident memory of the engine's process.")
         self.engine_starts = counter("engine_starts", "Engines that became ready.")
@@ -83,6 +90,8 @@ class ModelMetrics:
         self._running = metrics.running.labels(name)
         self._waiting = metrics.waiting.labels(name)
         self._cache_usage = metrics.cache_usage.labels(name)
+        self._lane_waiting = metrics.lane_waiting.labels(name)
+        self._lane_age = metrics.lane_age.labels(name)
         self._ready = metrics.ready.labels(name)
         self._resident = metrics.resident.labels(name)
         self._engine_starts = metrics.engine_starts.labels(name)
@@ -112,7 +121,15 @@ class ModelMetrics:
 
     def engine_gone(self) -> None:
         """The engine has ended: nothing runs or waits in it."""
-        for gauge in (self._ready, self._running, self._waiting, self._cache_usage):
+        # Of the lanes the other workers go on telling.
+        for gauge in (
+            self._ready,
+            self._running,
+            self._waiting,
+            self._cache_usage,
+            self._lane_waiting,
+            self._lane_age,
+        ):
             gauge.set(0)
         self._resident.set_function(_nothing)
 
@@ -126,6 +143,11 @@ class ModelMetrics:
         for name, counter in self._counters.items():
             if more := getattr(stats, name) - getattr(before, name):
                 counter.inc(more)
+
+    def backlog(self, waiting: int, oldest_age_s: float) -> None:
+        """What lies in the model's lanes, unclaimed."""
+        self._lane_waiting.set(waiting)
+        self._lane_age.set(oldest_age_s)
 
     def redelivered(self, count: int, *, handed_back: bool) -> None:
         """Requests of another worker were taken over."""

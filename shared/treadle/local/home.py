@@ -47,6 +47,11 @@ class Home:
         return self.run / "addresses.json"
 
     @property
+    def metrics_targets(self) -> Path:
+        """Where each service's metrics are; stays behind when the suite ends, and is written anew."""
+        return self.run / "metrics-targets.json"
+
+    @property
     def _lock(self) -> Path:
         return self.run / "lock"
 
@@ -94,9 +99,15 @@ class Home:
 
     def write_addresses(self, addresses: Mapping[str, str]) -> None:
         """Tells where a suite that is ready listens; the file appears whole."""
-        partial = self._addresses.with_suffix(".partial")
-        partial.write_text(json.dumps(dict(addresses), indent=2) + "\n")
-        partial.replace(self._addresses)
+        _write(self._addresses, dict(addresses))
+
+    def write_metrics_targets(self, addresses: Mapping[str, str]) -> None:
+        """Tells Prometheus where each service's metrics are, in its own form (`file_sd_configs`)."""
+        targets = [
+            {"targets": [address], "labels": {"service": name.partition("-")[0], "replica": name}}
+            for name, address in addresses.items()
+        ]
+        _write(self.metrics_targets, targets)
 
     def read_addresses(self) -> dict[str, str] | None:
         """Where the services of the suite in this home listen; None when there is none, or not yet."""
@@ -114,3 +125,9 @@ class Home:
         finally:
             os.close(descriptor)
         return None
+
+
+def _write(path: Path, content: object) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -12,7 +12,13 @@ from treadle.errors import NotFound, Unavailable, invalid_field
 from treadle.local.home import Home
 from treadle.local.observer import Observer
 from treadle.local.ports import LOOPBACK, free_ports
-from treadle.local.suite import DEFAULT_GATEWAY_PORT, choose_addresses, service_specs, worker_names
+from treadle.local.suite import (
+    DEFAULT_GATEWAY_PORT,
+    choose_addresses,
+    choose_metrics_addresses,
+    service_specs,
+    worker_names,
+)
 from treadle.local.supervisor import Supervisor
 from treadle.local.valkey import find_server, nothing_found, redis_probe, valkey_spec
 from treadle.security import Credentials
@@ -98,10 +104,17 @@ class LocalStack:
             self._observer.note(
                 f"port {DEFAULT_GATEWAY_PORT} is taken: the gateway is at {self.addresses['gateway']}"
             )
+        metrics_addresses = choose_metrics_addresses(self.addresses)
         redis_url = await self._start_redis()
         aliases = [model.alias for model in options.models]
         specs = service_specs(
-            self.home, self.addresses, redis_url, aliases, options.inherited, options.credentials
+            self.home,
+            self.addresses,
+            metrics_addresses,
+            redis_url,
+            aliases,
+            options.inherited,
+            options.credentials,
         )
         workers = worker_names(options.workers)
         # The longest way is registry, then worker: what else there is must not take its share of the cores.
@@ -116,6 +129,7 @@ class LocalStack:
             # A worker loads its models as it starts: they must be there by now.
             self._supervisor.start(*(specs[name] for name in workers))
         await self._supervisor.ready()
+        self.home.write_metrics_targets(metrics_addresses)
         self.home.write_addresses(self.addresses)
 
     async def _start_redis(self) -> str:

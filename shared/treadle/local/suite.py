@@ -33,9 +33,17 @@ def choose_addresses(port: int | None, workers: int) -> dict[str, str]:
     }
 
 
+def choose_metrics_addresses(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Another loopback address for each service, where its metrics are."""
+    chosen = set(addresses.values())
+    free = [f"{LOOPBACK}:{port}" for port in free_ports(2 * len(addresses))]
+    return dict(zip(addresses, (address for address in free if address not in chosen), strict=False))
+
+
 def service_specs(
     home: Home,
     addresses: Mapping[str, str],
+    metrics_addresses: Mapping[str, str],
     redis_url: str,
     models: Sequence[str],
     inherited: Mapping[str, str],
@@ -58,7 +66,10 @@ def service_specs(
     specs = {}
     for name, address in addresses.items():
         kind = name.partition("-")[0]
-        own = {f"TREADLE_{kind.upper()}_ADDRESS": address}
+        own = {
+            f"TREADLE_{kind.upper()}_ADDRESS": address,
+            f"TREADLE_{kind.upper()}_METRICS_ADDRESS": metrics_addresses[name],
+        }
         if kind == "worker":
             own["TREADLE_WORKER_NAME"] = name
         specs[name] = ServiceSpec(

@@ -95,6 +95,39 @@ async def _create_groups(redis: Redis, lanes: Sequence[str]) -> None:
             raise reply
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What nobody has claimed."""
+
+    waiting: int
+    """Entries that were never delivered."""
+    oldest_ms: int
+    """When the oldest of them was added, as `Delivery.added_ms`; 0 where none waits."""
+
+
+@redis_errors
+async def backlog(redis: Redis, lanes: Sequence[str]) -> Backlog:
+    """The backlog of some lanes together."""
+    pipe = redis.pipeline(transaction=False)
+    for lane in lanes:
+        pipe.xlen(lane)
+        pipe.xinfo_groups(lane)
+    replies: list[Any] = await pipe.execute(raise_on_error=False) if lanes else []
+    waiting, last = 0, {}
+    for lane, length, groups in zip(lanes, replies[::2], replies[1::2], strict=True):
+        for group in groups if isinstance(groups, list) else ():
+            # The group's own lag is unknown once an entry was deleted.
+            if isinstance(length, int) and length > group["pending"]:
+                waiting += length - group["pending"]
+                last[lane] = group["last-delivered-id"].decode()
+    pipe = redis.pipeline(transaction=False)
+    for lane, entry_id in last.items():
+        pipe.xrange(lane, f"({entry_id}", "+", count=1)
+    found: list[Any] = await pipe.execute() if last else []
+    ages = [int(entries[0][0].partition(b"-")[0]) for entries in found if entries]
+    return Backlog(waiting if ages else 0, min(ages, default=0))
+
+
 @redis_errors
 async def orphaned(redis: Redis, lane: str, consumer: str) -> dict[str, int]:
     """The consumers of a lane that hold entries and do not beat, with how many; never this one."""

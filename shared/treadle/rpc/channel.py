@@ -8,6 +8,7 @@ import grpc
 
 from treadle.rpc.outgoing_metadata import sends
 from treadle.security import Credentials
+from treadle.telemetry.tracing import trace_headers
 
 MAX_MESSAGE_BYTES = 16 << 20
 """The largest message either side takes."""
@@ -59,11 +60,18 @@ def _service_config() -> str:
     )
 
 
-def open_channel(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
-    """A channel to "host:port" (or any target that gRPC resolves): one a target and process is enough."""
+def open_channel(
+    address: str, credentials: Credentials | None = None, *, traced: bool = False
+) -> grpc.aio.Channel:
+    """A channel to "host:port" (or any target that gRPC resolves): one a target and process is enough.
+
+    With `traced` every call takes the current trace along.
+    """
     shown = credentials or Credentials()
     options = [*_OPTIONS, ("grpc.service_config", _service_config())]
-    interceptors = sends(lambda: [("authorization", f"Bearer {shown.api_key}")]) if shown.api_key else None
+    key = [("authorization", f"Bearer {shown.api_key}")] if shown.api_key else []
+    # An interceptor costs each call some microseconds, also where it has nothing to add.
+    interceptors = sends(lambda: [*key, *trace_headers()]) if key or traced else None
     if not shown.tls:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
     tls = grpc.ssl_channel_credentials(shown.ca, shown.private_key, shown.certificate)

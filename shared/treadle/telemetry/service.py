@@ -30,16 +30,14 @@ class Telemetry:
 
 @contextlib.asynccontextmanager
 async def running_telemetry(
-    service: str,
-    metrics_address: str,
-    registry: CollectorRegistry,
-    security: ServerSecurity,
+    service: str, metrics_address: str, security: ServerSecurity
 ) -> AsyncIterator[Telemetry]:
-    """Serves the registry's metrics at `metrics_address` (empty: nowhere) until the block ends.
+    """Serves the service's metrics at `metrics_address` (empty: nowhere) until the block ends.
 
     The process and its event loop are measured, too. Raises Unavailable (ADDRESS_IN_USE), and
     FailedPrecondition for an address that would be open to strangers.
     """
+    registry = CollectorRegistry()
     # A second series for each counter, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     ProcessCollector(registry=registry)

@@ -27,14 +27,6 @@ def key(request_id: str) -> RequestKeys:
     return RequestKeys("default", request_id)
 
 
-async def until(condition, timeout_s: float = 15):
-    async with asyncio.timeout(timeout_s):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.005)
-
-
 async def test_a_request_becomes_a_whole_log_and_leaves_its_lane(
     redis, redis_url, bench, ask, outcome, answer, lanes_empty
 ):
@@ -92,7 +84,7 @@ async def test_a_stop_string_cuts_the_answer_and_stops_the_engine(bench, ask, ou
         assert choice.stop_string == stop
         assert bytes(found.token_ids).decode() == reference[: reference.index(stop) + len(stop)]
         assert found.terminal.finished.usage.output_tokens == len(found.token_ids)
-        await until(lambda: one.engine.active == 0)
+        await until(lambda: one.engine.active == 0, "the engine has none")
 
 
 async def test_a_stop_token_belongs_to_the_answer_but_not_to_its_text(bench, ask, outcome, answer):
@@ -123,7 +115,7 @@ async def test_a_deadline_ends_a_running_request(redis, bench, ask, outcome, lan
         found = await outcome("r1")
         assert found.terminal.error.code == code_pb2.DEADLINE_EXCEEDED
         assert found.token_ids
-        await until(lambda: one.engine.active == 0)
+        await until(lambda: one.engine.active == 0, "the engine has none")
         await lanes_empty()
 
 
@@ -136,7 +128,7 @@ async def test_cancelling_a_running_request_stops_the_engine(
         assert await control.cancel(redis, key("r1"), to_status(Cancelled("asked")))
         found = await outcome("r1")
         assert found.terminal.error.code == code_pb2.CANCELLED
-        await until(lambda: one.engine.active == 0)
+        await until(lambda: one.engine.active == 0, "the engine has none")
         await lanes_empty()
 
 
@@ -163,7 +155,7 @@ async def test_a_request_whose_client_is_gone_is_ended_unless_it_is_detached(
         await redis.delete(key("gone").attached)
         found = await outcome("gone")
         assert found.terminal.error.code == code_pb2.CANCELLED
-        await until(lambda: one.engine.active == 1)
+        await until(lambda: one.engine.active == 1, "the engine has one")
         await first_tokens("detached", 20)
         await control.cancel(redis, key("detached"), to_status(Cancelled("asked")))
 
@@ -179,7 +171,7 @@ async def test_a_second_gateway_is_told_of_what_was_written_before_it_watched(
         assert await dirty.pop(blocking, "g2", block_s=5) == [key("r1")]
         await blocking.aclose()
         await control.cancel(redis, key("r1"), to_status(Cancelled("asked")))
-        await until(lambda: one.engine.active == 0)
+        await until(lambda: one.engine.active == 0, "the engine has none")
 
 
 async def test_no_more_is_claimed_than_there_is_room_and_the_high_lane_goes_first(redis, bench, ask, outcome):
@@ -257,7 +249,7 @@ async def test_an_unreadable_entry_is_deleted_and_a_later_schema_is_left(
     async with bench() as one:
         await outcome("r1")
         claimer = one.worker.hosts[0].running.claimer
-        await until(lambda: claimer.too_new)
+        await until(lambda: bool(claimer.too_new), "the later schema is seen")
         await lanes_empty(1)
 
 

@@ -11,7 +11,7 @@ import pytest
 from treadle.errors import FailedPrecondition, InvalidArgument, Unavailable
 from treadle.local import Home, LocalConfig, ModelToServe
 from treadle.local.ports import choose, free_ports, is_free
-from treadle.local.suite import choose_addresses, service_specs
+from treadle.local.suite import choose_addresses, choose_metrics_addresses, service_specs
 from treadle.process import child_command
 from treadle.security import Credentials
 
@@ -94,12 +94,17 @@ def test_a_taken_port_is_refused_only_when_asked_for():
 def test_every_service_knows_the_others(tmp_path):
     addresses = choose_addresses(0, 2)
     inherited = {"PATH": "/bin", "TREADLE_ENGINE_DTYPE": "float32"}
-    specs = service_specs(Home(tmp_path), addresses, "redis://r/0", ["a", "b"], inherited, Credentials())
+    metrics = choose_metrics_addresses(addresses)
+    assert len({*addresses.values(), *metrics.values()}) == 2 * len(addresses)
+    specs = service_specs(
+        Home(tmp_path), addresses, metrics, "redis://r/0", ["a", "b"], inherited, Credentials()
+    )
     assert set(specs) == set(addresses)
     for name, spec in specs.items():
         kind = name.partition("-")[0]
         assert spec.command[1:] == ("-m", f"treadle_{kind}")
         assert spec.environment[f"TREADLE_{kind.upper()}_ADDRESS"] == addresses[name]
+        assert spec.environment[f"TREADLE_{kind.upper()}_METRICS_ADDRESS"] == metrics[name]
         assert spec.environment["TREADLE_REGISTRY_ADDRESS"] == addresses["registry"]
         assert spec.environment["TREADLE_TOKENIZER_ADDRESS"] == addresses["tokenizer"]
         assert spec.environment["TREADLE_REDIS_URL"] == "redis://r/0"
