@@ -98,9 +98,9 @@ def parse_config(raw: object) -> ModelConfig:
         )
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise _unsupported(f"model_type {model_type!r}; supported: {', '.join(MODEL_TYPES)}")
+        raise _unsupported(f"model_type {model_type!r:.80}; supported: {', '.join(MODEL_TYPES)}")
     if (activation := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise _unsupported(f"hidden_act {activation!r}; supported: silu")
+        raise _unsupported(f"hidden_act {activation!r:.80}; supported: silu")
     if raw.get("quantization_config"):
         raise FailedPrecondition(
             "config.json says that the weights are quantised (quantization_config); import the float weights "
@@ -190,7 +190,7 @@ def _rope(raw: Mapping[str, Any], max_positions: int) -> tuple[float, RopeScalin
             )
         original = _size(scaling, "original_max_position_embeddings", default=max_positions)
         return theta, RopeScaling("llama3", _number(scaling, "factor"), low, high, original)
-    raise _unsupported(f"rope type {kind!r}; supported: default, linear, llama3")
+    raise _unsupported(f"rope type {kind!r:.80}; supported: default, linear, llama3")
 
 
 def _size(

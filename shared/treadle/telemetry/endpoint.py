@@ -177,13 +177,16 @@ def _listen(address: str) -> socket.socket:
         raise invalid_field("metrics_address", f'must be "host:port", or empty for none; got {address!r}')
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, int(port)), family=family, backlog=MAX_CONNECTIONS)
+        listener = socket.create_server((host, int(port)), family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
         raise Unavailable(
             f"metrics cannot be served on {address}: {error.strerror}; is another process using the port? "
             "Name another address, or an empty one for none",
             reason="ADDRESS_IN_USE",
         ) from error
+    # The loop's accept would wait in the kernel, and every connection with it.
+    listener.setblocking(False)
+    return listener
 
 
 def _parse(head: bytes) -> tuple[str, str, Message]:
