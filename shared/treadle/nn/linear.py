@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 FLOAT32_ROWS = 8
 """Float32 products take rows in multiples of this: the kernels round a shorter remainder otherwise."""
+BFLOAT16_ROWS = 4
+"""bfloat16 products take at least so many rows: fewer go to kernels that add in another order. With
+AVX512-BF16 four rows cost what one does."""
 
 
 class Linear(nn.Module):
     """`x W^T + b`, each row with the same bits whatever the number of rows.
 
-    Accumulated in float32; the result has the dtype of x. bfloat16 products have the property by
-    themselves, the others once their rows are padded. `prepare` chooses the kernel, by dtype and
+    Accumulated in float32; the result has the dtype of x. Products have the property once their rows are
+    padded. `prepare` chooses the kernel, by dtype and
     machine, never by the batch.
     """
 
@@ -49,6 +52,8 @@ class Linear(nn.Module):
         x_TI = x_TI.to(self.weight.dtype)
         if x_TI.dtype is torch.float32:
             x_TI = _pad_rows(x_TI, FLOAT32_ROWS)
+        elif rows < BFLOAT16_ROWS:
+            x_TI = _pad_rows(x_TI, BFLOAT16_ROWS)
         return F.linear(x_TI, self.weight, self.bias)[:rows].to(dtype)
 
 

@@ -39,7 +39,7 @@ def test_rows_are_alike_in_every_batch_and_right(dtype, bias, prepare):
     seed = random.SystemRandom().randrange(1 << 31)
     torch.manual_seed(seed)
     compared = 0
-    for inputs, outputs in ((48, 97), (96, 160), (129, 64)):
+    for inputs, outputs in ((48, 97), (64, 32), (96, 160), (129, 64), (1536, 576), (4096, 128)):
         served, exact = layer(inputs, outputs, dtype, bias=bias, prepare=prepare)
         x = torch.randn(257, inputs).to(dtype)
         whole = served(x)
@@ -48,6 +48,11 @@ def test_rows_are_alike_in_every_batch_and_right(dtype, bias, prepare):
             start = random.Random(seed + rows).randrange(258 - rows)
             assert torch.equal(served(x[start : start + rows]), whole[start : start + rows]), (seed, rows)
             compared += rows
+        # Where few rows are added in another order, one sum in some hundred thousand is another one.
+        for rows in (1, 2, 3):
+            pieces = torch.cat([served(piece) for piece in x.split(rows)])
+            assert torch.equal(pieces, whole), (seed, rows)
+            compared += len(pieces)
         expected = exact(x.double())
         # Float32 sums, one rounding to the dtype, which has only so many small numbers, and what packing
         # may do to weights that are tiny beside the largest.
