@@ -41,7 +41,7 @@ def architecture(file: GgufFile) -> str:
     name = file.metadata.get("general.architecture")
     if name not in _ARCHITECTURES:
         raise FailedPrecondition(
-            f"{file.path.name} has the architecture {name!r}; supported: {', '.join(_ARCHITECTURES)}",
+            f"{file.path.name} has the architecture {name!r:.80}; supported: {', '.join(_ARCHITECTURES)}",
             reason="UNSUPPORTED_ARCHITECTURE",
         )
     return str(name)

@@ -44,6 +44,8 @@ _MAX_ELEMENTS = 4 << 20
 _MAX_TENSOR_NAME = 256
 _MAX_DIMENSIONS = 4
 _MAX_ALIGNMENT = 1 << 16
+_MAX_SAID = 300
+"""Of what is wrong, which may quote the file: the way out comes after it."""
 _SMALLEST_ENTRY = 8 + 4 + 1
 """A metadata pair or tensor has at least a name's length, a type and a byte."""
 
@@ -112,7 +114,8 @@ def corrupt(path: Path | str, what: str) -> InvalidArgument:
     """The error that says what is wrong with which file."""
     name = path if isinstance(path, str) else path.name
     return InvalidArgument(
-        f"{name} is not a whole GGUF file: {what}; download or convert it again", reason="CORRUPT_GGUF"
+        f"{name} is not a whole GGUF file: {what[:_MAX_SAID]}; download or convert it again",
+        reason="CORRUPT_GGUF",
     )
 
 

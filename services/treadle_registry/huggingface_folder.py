@@ -157,7 +157,9 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
         names = list(shards.values()) if isinstance(shards, dict) else []
         if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
             raise InvalidArgument(
-                f"{_INDEX} has no weight_map to safetensors files", reason="CORRUPT_WEIGHTS"
+                f"{_INDEX} has no weight_map to safetensors files; convert the model to safetensors, or take "
+                "its own index",
+                reason="CORRUPT_WEIGHTS",
             )
         return tuple(sorted(check_file_name(name, _INDEX) for name in set(names)))
     single = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -167,11 +169,13 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
         return (single[0],)
     if any(path.name.endswith(_PICKLE_SUFFIXES) for path in folder.iterdir()):
         raise InvalidArgument(
-            f"{folder} has its weights in Python's pickle format, which can run code and is never read; "
+            f"{folder.name} has its weights in Python's pickle format, which can run code and is never read; "
             "convert them to safetensors (in transformers: load and save_pretrained) where you trust them",
             reason="PICKLE_WEIGHTS",
         )
-    raise InvalidArgument(f"{folder} has neither {_SINGLE} nor {_INDEX}", reason="MISSING_FILE")
+    raise InvalidArgument(
+        f"{folder.name} has neither {_SINGLE} nor {_INDEX}; take the model's own", reason="MISSING_FILE"
+    )
 
 
 def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, StoredTensor]]) -> None:

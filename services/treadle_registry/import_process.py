@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from treadle.errors import ResourceExhausted, TreadleError
+from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
 from treadle_registry.importing import check_source, import_source
 from treadle_registry.job import Event, Imported, Source, decode_job, event_to_json
@@ -22,6 +22,9 @@ from treadle_registry.progress import ImportProgress, Stage
 from treadle_registry.store import Store
 
 _EVERY_S = 0.05
+
+_OF_THE_SOURCE = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "PERMISSION_DENIED")
+"""Errors that say what is wrong with what is to be imported."""
 
 MAX_MEMORY_BYTES = 3 << 30
 """Weights go through piece by piece, never all at once; the largest tokenizers take half a gigabyte."""
@@ -53,6 +56,18 @@ def _run(store: Store, source: Source, validate_only: bool, speaker: _Speaker) -
     return Imported(published.manifest, published.already_present)
 
 
+def _naming_source(error: TreadleError, source: Source) -> TreadleError:
+    """The error, with the request's field that named the source where the source is at fault."""
+    if error.fields or error.code not in _OF_THE_SOURCE:
+        return error
+    return type(error)(
+        f"{source.kind}: {error.message}",
+        reason=error.reason,
+        fields=(FieldViolation(source.kind, error.message),),
+        metadata=error.metadata,
+    )
+
+
 def _end_with_parent() -> None:
     """Ends this process when standard input ends: where the kernel does not do it, this does."""
     sys.stdin.buffer.read()
@@ -76,7 +91,7 @@ def main() -> None:
     try:
         speaker.say(_run(Store(store), source, validate_only, speaker))
     except TreadleError as error:
-        speaker.say(error)
+        speaker.say(_naming_source(error, source))
     except MemoryError:
         speaker.say(
             ResourceExhausted(

@@ -17,7 +17,7 @@ from treadle_registry.job import Source
 from treadle_registry.manifest import CONVERTER, Manifest
 from treadle_registry.progress import ImportProgress, Report, Stage, StageMeter
 from treadle_registry.sources import SourceModel, open_source
-from treadle_registry.staging import Staging
+from treadle_registry.staging import Staging, disk_errors
 from treadle_registry.store import Published, Store
 
 
@@ -53,7 +53,7 @@ def import_source(store: Store, source: Source, report: Report = _unheard) -> Pu
     check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())
     _check_room(store, source_bytes)
-    with store.staging() as staging:
+    with disk_errors("the model's files"), store.staging() as staging:
         meter = StageMeter(report, Stage.COPYING, source_bytes)
         for name, path in model.files.items():
             staging.copy(path, f"source/{name}", meter.add)

@@ -69,6 +69,8 @@ class Imports:
         self._kept = kept
         self._starting = asyncio.Lock()
         self._live: dict[str, ImportOperation] = {}
+        self._unkept: dict[str, ImportOperation] = {}
+        """What has ended while that could not be written; the next registry says that it was interrupted."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self.processes: dict[str, ImportProcess] = {}
         """Running children by operation."""
@@ -109,7 +111,7 @@ class Imports:
                 f"the request_id {request_id!r} belongs to another import; choose a new one",
                 reason="REQUEST_ID_REUSED",
             )
-        return self._live.get(kept.name) or _revive(kept)
+        return self._known(kept.name) or _revive(kept)
 
     def _keep(self, entry: StoredOperation, room: bool) -> StoredOperation:
         catalog = self._registry.catalog
@@ -185,16 +187,33 @@ class Imports:
             },
         )
         text = json.dumps(event_to_json(outcome) | {"at": event_to_json(operation.progress)})
-        await self._registry.in_thread(self._registry.catalog.finish_operation, operation.name, text)
-        if isinstance(outcome, TreadleError):
-            await self._registry.in_thread(self._registry.store.sweep)
-        operation.ended.set()
-        self._live.pop(operation.name, None)
-        self._tasks.pop(operation.name, None)
+        try:
+            await self._keep_end(operation, text)
+            if isinstance(outcome, TreadleError):
+                await self._registry.in_thread(self._registry.store.sweep)
+        finally:
+            operation.ended.set()
+            self._live.pop(operation.name, None)
+            self._tasks.pop(operation.name, None)
+
+    async def _keep_end(self, operation: ImportOperation, text: str) -> None:
+        """Writes how it ended, or remembers that while the disk is full: whoever waits must hear of it."""
+        try:
+            await self._registry.in_thread(self._registry.catalog.finish_operation, operation.name, text)
+        except ResourceExhausted as error:
+            logger.error(
+                "how an import ended cannot be kept",
+                extra={"operation": operation.name, "cause": error.message},
+            )
+            self._unkept[operation.name] = operation
+
+    def _known(self, name: str) -> ImportOperation | None:
+        """An operation that lives, or has ended and is in no catalog."""
+        return self._live.get(name) or self._unkept.get(name)
 
     async def get(self, name: str) -> ImportOperation:
         """The operation; raises NotFound."""
-        return self._live.get(name) or _revive(
+        return self._known(name) or _revive(
             await self._registry.in_thread(self._registry.catalog.operation, name)
         )
 
@@ -210,7 +229,7 @@ class Imports:
         """A page of operations, newest first, and the next page's token."""
         limit, before = page_size(size), int(read_token(token, "operations", LAST))
         rows = await self._registry.in_thread(self._registry.catalog.operations, before, limit + 1)
-        page = [self._live.get(stored.name) or _revive(stored) for _, stored in rows[:limit]]
+        page = [self._known(stored.name) or _revive(stored) for _, stored in rows[:limit]]
         return page, next_token("operations", rows[limit - 1][0]) if len(rows) > limit else ""
 
     async def cancel(self, name: str) -> None:
@@ -229,6 +248,7 @@ class Imports:
         if name in self._live:
             raise FailedPrecondition(f"{name} still runs; cancel it first", reason="OPERATION_RUNS")
         await self._registry.in_thread(self._registry.catalog.delete_operation, name)
+        self._unkept.pop(name, None)
 
 
 def _check(request_id: str, request: ImportRequest) -> None:

@@ -32,6 +32,7 @@ class Imported:
 
 
 _MAX_MESSAGE = 2000
+"""An error may quote what a stranger's file says, and goes into a line and a row."""
 
 Event = ImportProgress | Imported | TreadleError
 
@@ -57,10 +58,12 @@ def event_to_json(event: Event) -> dict[str, Any]:
     return {
         "error": {
             "code": event.code,
-            # It may quote what a stranger's file says, and goes into a line and a row.
             "message": event.message[:_MAX_MESSAGE],
             "reason": event.reason,
-            "fields": [asdict(violation) for violation in event.fields],
+            "fields": [
+                {"field": violation.field, "description": violation.description[:_MAX_MESSAGE]}
+                for violation in event.fields
+            ],
             "metadata": event.metadata,
         }
     }

@@ -92,4 +92,7 @@ class Manifest:
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataLoss(f"{where} cannot be read: {error}", reason="CORRUPT_MANIFEST") from error
+            raise DataLoss(
+                f"{where} cannot be read: {str(error)[:100]}; import the model again, which replaces it",
+                reason="CORRUPT_MANIFEST",
+            ) from error

@@ -62,16 +62,17 @@ def file_inside(folder: Path, name: str) -> Path:
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise InvalidArgument(
-            f"{path} is missing; the folder must hold {name}", reason="MISSING_FILE"
-        ) from error
+        raise InvalidArgument(f"{name} is missing; the folder must hold it", reason="MISSING_FILE") from error
     if real.parent != folder.resolve():
         raise InvalidArgument(
-            f"{path} is a link that leaves its folder (to {real}); import a copy without links (cp -rL)",
+            f"{name} is a link that leaves its folder (to {str(real)[:200]}); import a copy without links "
+            "(cp -rL)",
             reason="PATH_OUTSIDE",
         )
     if not real.is_file():
-        raise InvalidArgument(f"{path} is not a regular file", reason="MISSING_FILE")
+        raise InvalidArgument(
+            f"{name} is not a regular file; put the file itself in its place", reason="MISSING_FILE"
+        )
     return real
 
 
@@ -92,5 +93,7 @@ def source_path(text: str, field: str) -> Path:
         return check_source_path(text, field).resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise invalid_field(
-            field, f"{text[:200]} does not exist on the registry's machine", reason="SOURCE_NOT_FOUND"
+            field,
+            f"{text[:200]} does not exist on the registry's machine; give the path of a model that does",
+            reason="SOURCE_NOT_FOUND",
         ) from error

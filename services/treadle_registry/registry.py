@@ -18,6 +18,7 @@ from treadle_registry.catalog import Alias, Catalog
 from treadle_registry.job import Imported
 from treadle_registry.names import check_alias, check_digest, is_digest
 from treadle_registry.pages import LAST, next_token, page_size, read_token
+from treadle_registry.staging import disk_errors
 from treadle_registry.store import Published, Store
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ class Registry:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry-disk")
 
         def prepare() -> tuple[Store, Catalog]:
-            store = Store.open(folder)
-            catalog = Catalog(folder)
-            catalog.index(found.manifest.digest for found in _readable(store, store.digests()))
-            return store, catalog
+            with disk_errors("the registry's database"):
+                store = Store.open(folder)
+                catalog = Catalog(folder)
+                catalog.index(found.manifest.digest for found in _readable(store, store.digests()))
+                return store, catalog
 
         try:
             return cls(*await asyncio.get_running_loop().run_in_executor(thread, prepare), thread)
@@ -56,8 +58,16 @@ class Registry:
         self._thread.shutdown()
 
     async def in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Runs a blocking call of the store or the catalog, in its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*args, **kwargs))
+        """Runs a blocking call of the store or the catalog, in its turn.
+
+        Raises ResourceExhausted (DISK_FULL) beside what the call raises.
+        """
+
+        def run() -> _T:
+            with disk_errors("the registry's database"):
+                return call(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     async def resolve(self, model: str) -> tuple[Published, Alias | None]:
         """An alias or digest to its artifact; raises NotFound."""

@@ -18,6 +18,11 @@ from treadle.errors import InvalidArgument
 
 _MAX_HEADER = 8 << 20
 """A hundred bytes for each of eighty thousand tensors; the models that are read have an eighth of that."""
+_MAX_DIMENSIONS = 8
+_MAX_NUMBER = 1 << 63
+"""No file is as long. Numbers without a bound would take minutes to multiply."""
+_MAX_SAID = 300
+"""Of what is wrong, which may quote the file: the way out comes after it."""
 _BYTES = {
     "F64": 8,
     "F32": 4,
@@ -82,11 +87,15 @@ def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
         if not isinstance(entry, dict):
             raise TypeError
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+            raise ValueError
+        if not all(type(number) is int and 0 <= number < _MAX_NUMBER for number in (begin, end, *shape)):
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise _corrupt(
-            path, f"its entry for {name[:100]!r} is not a dtype, a shape and two offsets"
+            path,
+            f"its entry for {name[:100]!r} is not a dtype, a shape of at most {_MAX_DIMENSIONS} dimensions "
+            "and two offsets",
         ) from None
     if dtype not in _BYTES:
         raise _corrupt(path, f"the tensor {name[:100]!r} has the unknown dtype {dtype!r}")
@@ -108,7 +117,8 @@ def _check_cover(path: Path, tensors: Mapping[str, StoredTensor], start: int, to
 
 def _corrupt(path: Path, what: str) -> InvalidArgument:
     return InvalidArgument(
-        f"{path.name} is not a whole safetensors file: {what}; download it again", reason="CORRUPT_WEIGHTS"
+        f"{path.name} is not a whole safetensors file: {what[:_MAX_SAID]}; download it again",
+        reason="CORRUPT_WEIGHTS",
     )
 
 

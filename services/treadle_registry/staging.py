@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -40,13 +41,19 @@ def disk_errors(what: str) -> Iterator[None]:
     """Says in plain words that the disk is full."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, sqlite3.OperationalError) as error:
+        if _is_full(error):
             raise ResourceExhausted(
                 f"the store's disk is full while writing {what}; free some space and try again",
                 reason="DISK_FULL",
             ) from error
         raise
+
+
+def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
 class Staging:

@@ -99,7 +99,10 @@ class Store:
             raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND") from None
         manifest = Manifest.from_json(text, str(path))
         if manifest.digest != digest:
-            raise DataLoss(f"{path} is the manifest of another artifact", reason="CORRUPT_MANIFEST")
+            raise DataLoss(
+                f"{path} is the manifest of another artifact; import the model again, which replaces it",
+                reason="CORRUPT_MANIFEST",
+            )
         return Published(manifest, path.parent / "canonical", already_present)
 
     def digests(self) -> list[str]:

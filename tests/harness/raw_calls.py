@@ -22,6 +22,15 @@ from treadle.errors import TreadleError
 from treadle.rpc import from_rpc_error
 
 _PARTS = ("treadle_gateway", "treadle_registry", "treadle_tokenizer", "treadle_trainer", "treadle_worker")
+CAPITAL = inference_pb2.GenerateRequest(
+    generation={
+        "model": "smollm2",
+        "text": "The capital of France is",
+        "stopping": {"max_new_tokens": 2},
+        "sampling": {"temperature": 0.0},
+    }
+).SerializeToString()
+"""A good request; its answer begins with " Paris"."""
 _UNBOUND = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -67,14 +76,24 @@ class Asker:
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         return time.perf_counter() - started
 
+    async def still_serves(self) -> None:
+        """A real answer of the served model."""
+        answer = inference_pb2.GenerateResponse.FromString(await self.ask("gateway", "Generate", CAPITAL))
+        assert answer.choices[0].text.startswith(" Paris")
+
     def processes(self) -> dict[int, str]:
-        """The suite's lasting processes: services, engine, Redis; not the children that may be killed."""
+        """The suite's lasting processes: services, engine, Redis; not the children that may be killed.
+
+        A child that was forked and has not begun its own program yet still has its parent's command.
+        """
         holder = psutil.Process(int((self.suite.home / "run" / "lock").read_text()))
         found = {}
         for process in holder.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = " ".join(process.cmdline())
                 if "import_process" in command or "template_process" in command:
+                    continue
+                if (parent := process.parent()) is not None and parent.cmdline() == process.cmdline():
                     continue
                 if "valkey-server" in command or any(part in command for part in _PARTS):
                     found[process.pid] = command
@@ -131,6 +150,16 @@ async def _remove_all(suite: Suite, digests: dict[str, str]) -> None:
         for digest in set(digests.values()):
             with contextlib.suppress(TreadleError):
                 await registry.delete_artifact(digest)
+
+
+@contextlib.asynccontextmanager
+async def importing(suite: Suite, folders: dict[str, Path]) -> AsyncIterator[dict[str, str]]:
+    """As `imported`, where a loop runs already."""
+    digests = await _import_all(suite, folders)
+    try:
+        yield digests
+    finally:
+        await _remove_all(suite, digests)
 
 
 @contextlib.contextmanager

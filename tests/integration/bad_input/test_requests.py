@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from raw_calls import Asker, copy_of_served, imported
+from raw_calls import CAPITAL, Asker, copy_of_served, imported
 from running_suite import Suite
 from small_folder import write_model
 
@@ -271,20 +271,12 @@ def models(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-GOOD = asked(text="The capital of France is")
-
-
 def check(error: TreadleError, bad: Bad) -> None:
     assert (error.code, error.reason) == (bad.code, bad.reason), error.message
     assert [violation.field for violation in error.fields][:1] == ([bad.field] if bad.field else [])
     said = " ".join([error.message, *(violation.description for violation in error.fields)])
     assert bad.words in said, said
     assert (error.retry_after_s is not None) == (bad.code == "UNAVAILABLE")
-
-
-async def still_serves(asker: Asker) -> None:
-    answer = inference_pb2.GenerateResponse.FromString(await asker.ask("gateway", "Generate", GOOD))
-    assert answer.choices[0].text.startswith(" Paris")
 
 
 async def watched(asker: Asker, call: Callable[[], object]) -> tuple[TreadleError, float]:
@@ -315,7 +307,7 @@ async def test_each_alone(asker: Asker):
             check(error, bad)
             assert not bad.at_once or time.perf_counter() - started < 2
             asked_for += 1
-        await still_serves(asker)
+        await asker.still_serves()
         assert asker.processes() == processes, name
     worst = max(slowest, key=slowest.__getitem__)
     print(f"{asked_for} bad requests of {len(BAD)} kinds; the slowest sign of life: {slowest[worst]:.3f} s")
@@ -325,7 +317,7 @@ async def test_each_alone(asker: Asker):
 async def test_all_in_one_batch_among_good_ones(asker: Asker):
     """A bad item fails alone; what cannot be decoded too."""
     processes = asker.processes()
-    items = [data for bad in BAD.values() for data in (bad.data, GOOD)]
+    items = [data for bad in BAD.values() for data in (bad.data, CAPITAL)]
     answers = await asker.batch(items)
     assert sorted(answers) == list(range(2 * len(BAD)))
     for number, (name, bad) in enumerate(BAD.items()):
@@ -338,7 +330,7 @@ async def test_all_in_one_batch_among_good_ones(asker: Asker):
 
 async def test_a_message_of_64_megabytes(asker: Asker):
     """It is refused before any code of ours sees it, and none of it is kept."""
-    await still_serves(asker)
+    await asker.still_serves()
     data = raw(wire(7, b"a" * (64 << 20)))
     for service, method in (("gateway", "Generate"), ("tokenizer", "Encode"), ("registry", "ImportModel")):
         before = asker.resident_bytes(service)
@@ -355,13 +347,15 @@ async def test_a_message_of_64_megabytes(asker: Asker):
         await asker.read("GenerateStream", data)
     assert caught.value.code == "RESOURCE_EXHAUSTED"
     with pytest.raises(grpc.RpcError) as ended:
-        await asyncio.to_thread(_batch_with_blocking_client, asker.suite.addresses["gateway"], [GOOD, data])
+        await asyncio.to_thread(
+            _batch_with_blocking_client, asker.suite.addresses["gateway"], [CAPITAL, data]
+        )
     assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    await still_serves(asker)
+    await asker.still_serves()
 
 
 def _batch_with_blocking_client(address: str, items: list[bytes]) -> None:
-    """To grpc.aio's client the end of a call that it still writes to is INTERNAL, whatever the server said."""
+    """To grpc.aio's client the end of a call that it still writes to is INTERNAL, whatever was said."""
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
         call = channel.stream_stream("/treadle.api.inference.v1.InferenceService/BatchGenerate")
