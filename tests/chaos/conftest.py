@@ -6,7 +6,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 
-import grpc
 import pytest
 from queue_view import QueueView
 from redis.asyncio import Redis
@@ -100,8 +99,3 @@ def ask(running_stack: ServiceStack) -> Callable[..., generation_pb2.Generation]
 def quiet_grpc() -> None:
     """Channels to the dead complain."""
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
-
-
-def channel_of_its_own(address: str) -> grpc.aio.Channel:
-    """A connection that no other client shares."""
-    return grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])

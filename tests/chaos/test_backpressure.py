@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-import grpc
 import pytest
-from client_record import Record, attach, start, undisturbed
+from client_record import Record, attach, own_channel, start, undisturbed
 from live_streams import begin, check_whole, renamed
 from waiting import until
 
@@ -67,8 +66,7 @@ async def test_a_flood_is_refused_above_the_lanes_limit_and_what_is_taken_is_ans
 @pytest.fixture
 async def own_channels(stack):
     """Connections to the first gateway that nobody shares: who does not read fills only its own."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(stack["gateway-1"].address, options) for _ in range(READERS)]
+    channels = [own_channel(stack["gateway-1"].address) for _ in range(READERS)]
     yield channels
     for channel in channels:
         await channel.close()

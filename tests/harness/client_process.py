@@ -10,8 +10,7 @@ import asyncio
 import json
 import sys
 
-import grpc
-from client_record import Record, start
+from client_record import Record, own_channel, start
 from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
@@ -19,9 +18,7 @@ from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
 
 async def main(address: str, count: int, asked: generation_pb2.Generation) -> None:
     """Streams to the end."""
-    # Channels of one process share a connection unless they are told not to.
-    own = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(address, own) for _ in range(count)]
+    channels = [own_channel(address) for _ in range(count)]
     records = [Record() for _ in channels]
     tasks = [
         asyncio.create_task(record.listen(start(inference_pb2_grpc.InferenceServiceStub(channel), asked)))

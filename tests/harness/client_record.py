@@ -91,6 +91,11 @@ class Record:
         )
 
 
+def own_channel(address: str) -> grpc.aio.Channel:
+    """A connection that no other client shares: channels of one process share them otherwise."""
+    return grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+
+
 def start(
     stub: inference_pb2_grpc.InferenceServiceAsyncStub, asked: generation_pb2.Generation
 ) -> AsyncIterator[ChunkResponse]:
