@@ -44,7 +44,9 @@ class NodeProject:
         for tool in ("node", "npm"):
             if shutil.which(tool) is None:
                 missing = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-                missing(f"{tool} is not installed: the client in Node cannot be tried")
+                missing(
+                    f"{tool} is not installed: the client in Node cannot be tried (Node 20 or newer, npm)"
+                )
         lock = hashlib.sha256((folder / "package-lock.json").read_bytes()).hexdigest()
         stamp = folder / "node_modules" / ".installed"
         if not stamp.exists() or stamp.read_text() != lock:
