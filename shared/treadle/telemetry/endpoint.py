@@ -152,14 +152,18 @@ class MetricsEndpoint:
                 return _plain(http.HTTPStatus.UNAUTHORIZED, ("WWW-Authenticate", "Bearer"), error=error)
             except PermissionDenied as error:
                 return _plain(http.HTTPStatus.FORBIDDEN, error=error)
-        return self._metrics(query, headers)
+        try:
+            return self._metrics(query, headers)
+        except Exception:
+            logger.exception("a scrape failed")
+            return _plain(http.HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _metrics(self, query: str, headers: Message) -> bytes:
-        """The registry's text, in the form that the scraper asks for."""
+        """The registry's text, packed where the scraper takes that."""
+        # Accept is not handed on: as OpenMetrics, prometheus_client writes "treadle_" for "treadle:".
         environ = {"REQUEST_METHOD": "GET", "PATH_INFO": PATH, "QUERY_STRING": query}
-        for name in ("Accept", "Accept-Encoding"):
-            if name in headers:
-                environ[f"HTTP_{name.upper().replace('-', '_')}"] = headers[name]
+        if "Accept-Encoding" in headers:
+            environ["HTTP_ACCEPT_ENCODING"] = headers["Accept-Encoding"]
         started: list[tuple[str, list[tuple[str, str]]]] = []
 
         def start_response(status: str, fields: list[tuple[str, str]], *_: Any) -> None:

@@ -14,6 +14,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 class RpcMetrics:
     """Calls by service, method and status. The interceptor says when one begins and ends.
 
+    The label is `rpc_service`, since `service` is one that scrapers give to their targets.
     Health checks and reflection are counted, but not measured: a watch lasts as long as its client.
     """
 
@@ -21,19 +22,19 @@ class RpcMetrics:
         self._ended = Counter(
             "treadle:rpc_requests",
             "Calls that ended, by status (a gRPC code's name).",
-            ["service", "method", "code"],
+            ["rpc_service", "method", "code"],
             registry=registry,
         )
         self._running = Gauge(
             "treadle:rpc_requests_running",
             "Calls that run now, health checks and reflection aside.",
-            ["service", "method"],
+            ["rpc_service", "method"],
             registry=registry,
         )
         self._seconds = Histogram(
             "treadle:rpc_duration_seconds",
             "From a call's arrival to its end, health checks and reflection aside.",
-            ["service", "method", "code"],
+            ["rpc_service", "method", "code"],
             buckets=SECONDS,
             registry=registry,
         )

@@ -102,3 +102,79 @@ async def test_heartbeats_tell_who_is_ready_and_the_dead_are_removed(redis: Redi
     assert await redis.smembers(keys.WORKERS) == {b"w1", b"w2"}
     await workers.leave(redis, "w1")
     assert await workers.living(redis, ["w1", "w2"]) == {"w2"}
+
+
+async def _fill(redis: Redis, lane_entry, *names: str, **fields) -> list[str]:
+    """Puts requests into a lane; returns its entries' ids."""
+    for name in names:
+        await submit(redis, lane_entry(name, **fields), lane_limit=100)
+    lane = keys.lane("p-1", "normal", fields.get("tenant", "default"))
+    return [entry_id.decode() for entry_id, _ in await redis.xrange(lane)]
+
+
+def added_ms(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])
+
+
+async def test_there_is_no_backlog_where_nothing_waits(redis: Redis, lane_entry):
+    nothing = lanes.Backlog(0, 0)
+    assert await lanes.backlog(redis, []) == nothing
+    assert await lanes.backlog(redis, [LANE, keys.lane("p-9", "high", "x")]) == nothing
+    assert not await redis.exists(LANE), "who looks makes no lane"
+    await _fill(redis, lane_entry, "r1", "r2")
+    deliveries = await lanes.take_new(redis, LANE, "w1", 9)
+    assert await lanes.backlog(redis, [LANE]) == nothing, "what a worker holds does not wait"
+    await lanes.remove(redis, deliveries)
+    assert await redis.xlen(LANE) == 0
+    assert await lanes.backlog(redis, [LANE]) == nothing
+
+
+async def test_the_backlog_is_what_was_never_delivered(redis: Redis, lane_entry):
+    ids = await _fill(redis, lane_entry, "r1")
+    await asyncio.sleep(0.005)
+    ids = await _fill(redis, lane_entry, "r2", "r3", "r4")
+    assert added_ms(ids[1]) > added_ms(ids[0])
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(4, added_ms(ids[0]))
+    (first,) = await lanes.take_new(redis, LANE, "w1", 1)
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(3, added_ms(ids[1]))
+    # It ends, is taken over, or handed back: never does it wait again.
+    await workers.beat(redis, heartbeat("w1"))
+    assert await lanes.hand_back(redis, "w1", [(RequestKeys("default", "r1"), LANE, first.entry_id)]) == 1
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(3, added_ms(ids[1]))
+    await lanes.remove(redis, [first])
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(3, added_ms(ids[1]))
+
+
+async def test_the_backlog_is_right_after_entries_were_deleted(redis: Redis, lane_entry):
+    """Cancelled ones leave while they wait, and then Redis itself does not know the group's lag any more."""
+    ids = await _fill(redis, lane_entry, *(f"r{number}" for number in range(6)))
+    await lanes.take_new(redis, LANE, "w1", 2)
+    await redis.xdel(LANE, ids[3])
+    (group,) = await redis.xinfo_groups(LANE)
+    assert group["lag"] is None
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(3, added_ms(ids[2]))
+    await redis.xdel(LANE, ids[2], ids[5])
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(1, added_ms(ids[4]))
+    await redis.xdel(LANE, ids[4])
+    assert await lanes.backlog(redis, [LANE]) == lanes.Backlog(0, 0)
+    assert await redis.xlen(LANE) == 2
+
+
+async def test_the_backlog_of_several_lanes_is_their_sum_and_their_oldest(redis: Redis, lane_entry):
+    for tenant, count in (("c", 3), ("a", 1), ("b", 2), ("empty", 0)):
+        await _fill(redis, lane_entry, *(f"{tenant}{number}" for number in range(count)), tenant=tenant)
+        await asyncio.sleep(0.003)
+    named = {tenant: keys.lane("p-1", "normal", tenant) for tenant in ("a", "b", "c", "empty")}
+    oldest = {
+        tenant: added_ms((await redis.xrange(lane))[0][0].decode())
+        for tenant, lane in named.items()
+        if tenant != "empty"
+    }
+    assert oldest["c"] < oldest["a"] < oldest["b"]
+    every = list(named.values())
+    assert await lanes.backlog(redis, every) == lanes.Backlog(6, oldest["c"])
+    assert await lanes.backlog(redis, every[:2]) == lanes.Backlog(3, oldest["a"])
+    await lanes.take_new(redis, named["c"], "w1", 3)
+    found = await lanes.backlog(redis, every)
+    assert found == lanes.Backlog(3, oldest["a"])
+    print(f"{found.waiting} wait in {len(every)} lanes after 3 were taken")
