@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 FLOAT32_ROWS = 8
 """Float32 products take rows in multiples of this: the kernels round a shorter remainder otherwise."""
-BFLOAT16_ROWS = 4
-"""bfloat16 products take at least so many rows: fewer go to kernels that add in another order. With
+HALF_ROWS = 4
+"""Products of half types take at least so many rows: fewer go to kernels that add in another order. With
 AVX512-BF16 four rows cost what one does."""
+_HALF_STEPS = ((64, 8), (256, 32))
+"""Up to so many rows they go in multiples of so many; beyond, of 256. oneDNN keeps a kernel and its memory,
+some 0.6 MB, for each number of rows that a layer has seen."""
 
 
 class Linear(nn.Module):
@@ -52,8 +55,8 @@ class Linear(nn.Module):
         x_TI = x_TI.to(self.weight.dtype)
         if x_TI.dtype is torch.float32:
             x_TI = _pad_rows(x_TI, FLOAT32_ROWS)
-        elif rows < BFLOAT16_ROWS:
-            x_TI = _pad_rows(x_TI, BFLOAT16_ROWS)
+        elif x_TI.device.type == "cpu":
+            x_TI = _pad_rows(x_TI, _half_multiple(rows))
         return F.linear(x_TI, self.weight, self.bias)[:rows].to(dtype)
 
 
@@ -79,6 +82,12 @@ class _PackedHalf:
         rows_RI = _pad_rows(x_TI.float(), self.ROWS)
         y_RO: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_RI, self._packed)
         return (y_RO[: x_TI.shape[0]] * self._unscale).to(x_TI.dtype)
+
+
+def _half_multiple(rows: int) -> int:
+    if rows <= HALF_ROWS:
+        return HALF_ROWS
+    return next((multiple for most, multiple in _HALF_STEPS if rows <= most), 256)
 
 
 def _pad_rows(x_TI: Tensor, multiple: int) -> Tensor:

@@ -94,3 +94,24 @@ def test_norm_and_silu(dtype):
                     seed,
                     rows,
                 )
+
+
+@torch.inference_mode()
+def test_half_types_are_multiplied_in_few_sizes(monkeypatch):
+    """What the library keeps for each size that it sees is bounded."""
+    sizes = []
+
+    def linear(x_TI, *weights):
+        sizes.append(len(x_TI))
+        return product(x_TI, *weights)
+
+    product = torch.nn.functional.linear
+    monkeypatch.setattr("treadle.nn.linear.F.linear", linear)
+    served, _ = layer(16, 8, torch.bfloat16, bias=False, prepare=False)
+    for rows in range(1, 1025):
+        assert len(served(torch.ones(rows, 16, dtype=torch.bfloat16))) == rows
+        assert rows <= sizes[-1] < rows + 256
+        assert rows > 256 or sizes[-1] < rows + 32
+    assert len(sizes) == 1024
+    print(f"{len(set(sizes))} sizes for 1 to 1024 rows: {sorted(set(sizes))}")
+    assert len(set(sizes)) < 20
