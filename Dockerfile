@@ -13,20 +13,18 @@ RUN set -e; mkdir /requirements; \
     done; \
     grep '^torch==' constraints.txt > /requirements/torch.txt
 
-# ---- what all have: the libraries that every service uses, the user, where the store is mounted
+# ---- what all have: the libraries that every service uses, the user, where its volumes are mounted
 FROM python:3.11-slim-bookworm AS runtime
 RUN groupadd --gid 10001 treadle \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/treadle \
         --shell /usr/sbin/nologin treadle \
-    && install -d -o 10001 -g 10001 /var/lib/treadle /var/lib/treadle/store \
+    && install -d -o 10001 -g 10001 /var/lib/treadle /var/lib/treadle/store /var/lib/treadle/keys \
     && python -m venv --without-pip /opt/treadle
 ENV PATH=/opt/treadle/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/app \
     PYTHONSAFEPATH=1 \
-    PYTHONUNBUFFERED=1 \
-    TREADLE_HOME=/var/lib/treadle \
-    TREADLE_STORE=/var/lib/treadle/store
+    PYTHONUNBUFFERED=1
 COPY constraints.txt /opt/treadle/
 COPY --from=requirements /requirements/common.txt /opt/treadle/
 WORKDIR /var/lib/treadle
@@ -65,8 +63,8 @@ USER 10001:10001
 ENV TREADLE_GATEWAY_ADDRESS=0.0.0.0:50051 \
     TREADLE_GATEWAY_METRICS_ADDRESS=0.0.0.0:9051
 EXPOSE 50051 9051
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "treadle.health", "127.0.0.1:50051"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "treadle.health", "--timeout", "10", "127.0.0.1:50051"]
 ENTRYPOINT ["python", "-m", "treadle_gateway"]
 ARG VERSION=dev
 ARG REVISION=unknown
@@ -89,8 +87,8 @@ USER 10001:10001
 ENV TREADLE_TOKENIZER_ADDRESS=0.0.0.0:50053 \
     TREADLE_TOKENIZER_METRICS_ADDRESS=0.0.0.0:9053
 EXPOSE 50053 9053
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "treadle.health", "127.0.0.1:50053"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "treadle.health", "--timeout", "10", "127.0.0.1:50053"]
 ENTRYPOINT ["python", "-m", "treadle_tokenizer"]
 ARG VERSION=dev
 ARG REVISION=unknown
@@ -114,11 +112,12 @@ COPY services/treadle_registry /app/treadle_registry
 RUN python -m compileall -q /app && python -c "import treadle_registry.__main__, treadle_registry.serving" \
     && python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
 USER 10001:10001
-ENV TREADLE_REGISTRY_ADDRESS=0.0.0.0:50052 \
+ENV TREADLE_STORE=/var/lib/treadle/store \
+    TREADLE_REGISTRY_ADDRESS=0.0.0.0:50052 \
     TREADLE_REGISTRY_METRICS_ADDRESS=0.0.0.0:9052
 EXPOSE 50052 9052
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "treadle.health", "127.0.0.1:50052"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "treadle.health", "--timeout", "10", "127.0.0.1:50052"]
 ENTRYPOINT ["python", "-m", "treadle_registry"]
 ARG VERSION=dev
 ARG REVISION=unknown
@@ -135,7 +134,8 @@ COPY --from=requirements /requirements/torch.txt /build/
 COPY LICENSE wheels* /build/wheels/
 RUN if ls /build/wheels/torch-*.whl >/dev/null 2>&1; \
     then from="--no-index --find-links /build/wheels"; else from="--index-url $TORCH_INDEX"; fi; \
-    pip install --no-cache-dir --no-deps --target /torch $from -r /build/torch.txt
+    pip install --no-cache-dir --no-deps --target /torch $from -r /build/torch.txt \
+    && rm -r /torch/torch/include /torch/torch/test
 
 FROM runtime AS torch
 COPY --from=torch-files /torch /opt/treadle/lib/python3.11/site-packages
@@ -153,8 +153,8 @@ USER 10001:10001
 ENV TREADLE_WORKER_ADDRESS=0.0.0.0:50055 \
     TREADLE_WORKER_METRICS_ADDRESS=0.0.0.0:9055
 EXPOSE 50055 9055
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "treadle.health", "127.0.0.1:50055"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=120s --retries=3 \
+    CMD ["python", "-m", "treadle.health", "--timeout", "10", "127.0.0.1:50055"]
 ENTRYPOINT ["python", "-m", "treadle_worker"]
 ARG VERSION=dev
 ARG REVISION=unknown
@@ -176,8 +176,8 @@ USER 10001:10001
 ENV TREADLE_TRAINER_ADDRESS=0.0.0.0:50054 \
     TREADLE_TRAINER_METRICS_ADDRESS=0.0.0.0:9054
 EXPOSE 50054 9054
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "treadle.health", "127.0.0.1:50054"]
+HEALTHCHECK --interval=10s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["python", "-m", "treadle.health", "--timeout", "10", "127.0.0.1:50054"]
 ENTRYPOINT ["python", "-m", "treadle_trainer"]
 ARG VERSION=dev
 ARG REVISION=unknown

@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Version 2 is a plugin of docker, version 1 a command of its own.
+COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 FILES := pyproject.toml constraints.txt requirements-models.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev proto format lint test test-fast demo serve clean
+.PHONY: help install install-dev proto format lint test test-fast demo serve images compose-demo clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,12 @@ demo: $(VENV)/.installed ## start everything, stream an answer, run 8 prompts at
 
 serve: $(VENV)/.installed ## start everything and leave it running
 	@exec $(BIN)/treadle up
+
+images: ## build the container images
+	$(COMPOSE) build
+
+compose-demo: ## run the suite in containers and kill a worker
+	@exec $(PYTHON) deploy/compose/demo.py
 
 test: $(VENV)/.installed-dev ## run every test
 	$(BIN)/python -m pytest

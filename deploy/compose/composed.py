@@ -97,6 +97,12 @@ class Composed:
         """Of a container that has ended."""
         return int(self.inspect(container)["State"]["ExitCode"])
 
+    def variable(self, container: str, name: str) -> str:
+        """What a container's environment says; KeyError where it says nothing."""
+        # A variable that compose hands through, and that is not set, stands there without a "=".
+        entries = [entry.partition("=") for entry in self.inspect(container)["Config"]["Env"]]
+        return {key: value for key, given, value in entries if given}[name]
+
     def log(self, container: str) -> str:
         """Its standard output."""
         return self.docker("logs", container)

@@ -26,24 +26,31 @@ def open_source(source: Source) -> SourceModel:
     PermissionDenied, and Unimplemented for a hub.
     """
     try:
-        if source.kind == "package":
-            return _open_package(source.value)
-        if source.kind == "hub":
-            raise Unimplemented(
-                "models are not fetched from a hub yet; download the folder and import it by its path"
-            )
-        path = source_path(source.value, source.kind)
-        if source.kind == "folder":
-            if not path.is_dir():
-                raise invalid_field("folder", f"{source.value} is not a folder; give a .gguf as gguf_file")
-            return HuggingFaceFolder(path)
-        if not path.is_file():
-            raise invalid_field("gguf_file", f"{source.value} is not a file; give a folder as folder")
-        return GgufModel(path)
+        model = _find(source)
+        for path in model.files.values():
+            path.open("rb").close()
     except PermissionError as error:
         raise PermissionDenied(
             f"the registry may not read {error.filename}", reason="SOURCE_NOT_READABLE"
         ) from error
+    return model
+
+
+def _find(source: Source) -> SourceModel:
+    if source.kind == "package":
+        return _open_package(source.value)
+    if source.kind == "hub":
+        raise Unimplemented(
+            "models are not fetched from a hub yet; download the folder and import it by its path"
+        )
+    path = source_path(source.value, source.kind)
+    if source.kind == "folder":
+        if not path.is_dir():
+            raise invalid_field("folder", f"{source.value} is not a folder; give a .gguf as gguf_file")
+        return HuggingFaceFolder(path)
+    if not path.is_file():
+        raise invalid_field("gguf_file", f"{source.value} is not a file; give a folder as folder")
+    return GgufModel(path)
 
 
 def _open_package(name: str) -> SourceModel:
