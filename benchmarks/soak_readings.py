@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ import psutil
 VALKEY = "valkey"
 TOTAL = "services"
 """The row of all of the suite's own processes together; Valkey is a row of its own."""
+
+_REPLACED_S = 0.5
 
 _MODULES = {
     "treadle_gateway": "gateway",
@@ -66,10 +69,18 @@ def _kind(process: psutil.Process) -> str:
     return _MODULES.get(modules[-1], "") if modules else ""
 
 
-def read(
+def read(parent: psutil.Process, *, elapsed_s: float, requests: int, at_rest: bool) -> list[Reading]:
+    """One reading a process of the suite below `parent`, the services' sum last."""
+    while True:
+        try:
+            return _read(suite_processes(parent), elapsed_s=elapsed_s, requests=requests, at_rest=at_rest)
+        except psutil.NoSuchProcess:
+            time.sleep(_REPLACED_S)  # a template's process is being replaced
+
+
+def _read(
     processes: dict[str, psutil.Process], *, elapsed_s: float, requests: int, at_rest: bool
 ) -> list[Reading]:
-    """One reading a process, the services' sum last. Raises psutil.NoSuchProcess where one is gone."""
     readings = []
     for name, process in processes.items():
         with process.oneshot():
@@ -115,6 +126,10 @@ def write_csv(path: Path, readings: Iterable[Reading]) -> None:
         writer.writerows(map(asdict, readings))
 
 
+def _identity(reading: Reading) -> tuple[str, int]:
+    return reading.process, 0 if reading.process.startswith("template") else reading.pid
+
+
 @dataclass(frozen=True, slots=True)
 class Growth:
     """A process between two readings at rest."""
@@ -130,7 +145,11 @@ class Growth:
 
 
 def growths(before: Sequence[Reading], after: Sequence[Reading]) -> list[Growth]:
-    """One a process; raises ValueError where the processes are not the same: one was started again."""
-    if [(one.process, one.pid) for one in before] != [(one.process, one.pid) for one in after]:
+    """One a process; raises ValueError where the processes are not the same: one was started again.
+
+    A template's process may be another one: the tokenizer kills it where a rendering takes too long, as it
+    may on a machine that is busy with other things.
+    """
+    if [_identity(one) for one in before] != [_identity(one) for one in after]:
         raise ValueError("the suite's processes are not those of the beginning: one was started again")
     return [Growth(one.process, one, other) for one, other in zip(before, after, strict=True)]
