@@ -99,6 +99,7 @@ def _read(
                     threads=process.num_threads(),
                 )
             )
+    readings.sort(key=lambda reading: reading.process)
     own = [reading for reading in readings if reading.process != VALKEY]
     first = readings[0]
     return [

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from treadle_worker.engine import Engine
 
 LOADING_INTERVAL_S = 1.0
+WARM_ROWS = 1024
+"""Of a step; larger ones meet their sizes as they come."""
 _log = logging.getLogger(__name__)
 
 
@@ -132,6 +134,7 @@ def load_engine(start: EngineStart) -> Engine:
     """
     import torch
 
+    from treadle.nn.linear import warm_up
     from treadle.nn.loader import load_model
     from treadle_worker.engine import Engine
     from treadle_worker.kv_cache import KVCache, bytes_per_block
@@ -142,6 +145,8 @@ def load_engine(start: EngineStart) -> Engine:
         torch.set_num_threads(start.num_threads)
     device, dtype = choose_device(start.device), getattr(torch, start.dtype)
     model = load_model(Path(start.model_folder), dtype, device)
+    with torch.inference_mode():
+        warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))
     block_bytes = bytes_per_block(model.config, start.block_size, dtype)
     num_blocks = start.num_blocks or start.kv_cache_bytes // block_bytes
     if num_blocks < 1:

@@ -47,6 +47,15 @@ class Linear(nn.Module):
         else:
             self.float()
 
+    @property
+    def comes_in_sizes(self) -> bool:
+        """Whether its products are half types' on a CPU that has such."""
+        return (
+            self._packed is None
+            and self.weight.device.type == "cpu"
+            and self.weight.dtype is not torch.float32
+        )
+
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, I] to [T, O]."""
         if self._packed is not None:
@@ -55,7 +64,7 @@ class Linear(nn.Module):
         x_TI = x_TI.to(self.weight.dtype)
         if x_TI.dtype is torch.float32:
             x_TI = _pad_rows(x_TI, FLOAT32_ROWS)
-        elif x_TI.device.type == "cpu":
+        elif self.comes_in_sizes:
             x_TI = _pad_rows(x_TI, _half_multiple(rows))
         return F.linear(x_TI, self.weight, self.bias)[:rows].to(dtype)
 
@@ -88,6 +97,22 @@ def _half_multiple(rows: int) -> int:
     if rows <= HALF_ROWS:
         return HALF_ROWS
     return next((multiple for most, multiple in _HALF_STEPS if rows <= most), 256)
+
+
+def warm_up(model: nn.Module, rows: int) -> None:
+    """Multiplies once in every size up to `rows` rows, where the library keeps something for each.
+
+    So no request waits for a kernel to be made, and memory does not grow as sizes are met.
+    """
+    layers = {
+        (layer.weight.shape, layer.bias is None): layer
+        for layer in model.modules()
+        if isinstance(layer, Linear) and layer.comes_in_sizes
+    }
+    sizes = sorted({size + -size % _half_multiple(size) for size in range(1, rows + 1)})
+    for layer in layers.values():
+        for size in sizes:
+            layer(torch.zeros(size, layer.weight.shape[1], dtype=layer.weight.dtype))
 
 
 def _pad_rows(x_TI: Tensor, multiple: int) -> Tensor:

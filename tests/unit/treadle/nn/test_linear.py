@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from treadle.nn.linear import Linear, RMSNorm, silu
+from treadle.nn.linear import Linear, RMSNorm, silu, warm_up
 
 SIZES = [*range(1, 40), 63, 64, 65, 97, 128, 200, 255, 256, 257]
 
@@ -115,3 +115,28 @@ def test_half_types_are_multiplied_in_few_sizes(monkeypatch):
     assert len(sizes) == 1024
     print(f"{len(set(sizes))} sizes for 1 to 1024 rows: {sorted(set(sizes))}")
     assert len(set(sizes)) < 20
+
+
+@torch.inference_mode()
+def test_every_size_is_met_before_the_first_request(monkeypatch):
+    met = set()
+
+    def linear(x_TI, weight_OI, *bias):
+        met.add((len(x_TI), tuple(weight_OI.shape)))
+        return product(x_TI, weight_OI, *bias)
+
+    product = torch.nn.functional.linear
+    monkeypatch.setattr("treadle.nn.linear.F.linear", linear)
+    layers = [
+        layer(*shape, torch.bfloat16, bias=False, prepare=False)[0] for shape in ((16, 8), (8, 16), (16, 8))
+    ]
+    warm_up(torch.nn.ModuleList(layers), 300)
+    warm = set(met)
+    for one in layers:
+        for rows in range(1, 301):
+            one(torch.ones(rows, one.weight.shape[1], dtype=torch.bfloat16))
+    assert met == warm
+    assert len(warm) == 2 * 16
+    met.clear()
+    warm_up(torch.nn.ModuleList([layer(16, 8, torch.float32, bias=False, prepare=False)[0]]), 300)
+    assert not met, "float32 products keep nothing"
