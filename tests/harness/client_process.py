@@ -1,7 +1,7 @@
 """Clients in a process of their own, to be killed: `client_process.py ADDRESS COUNT GENERATION`.
 
 Each has a connection of its own and streams the answer to GENERATION (the message in hexadecimal). A line
-says that all have tokens, and another one, in the end, what each was told.
+says that all are under way, and another one, in the end, what each was told.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
 
+FIRST = 64
+"""Tokens that each has then: some blocks' worth."""
+
 
 async def main(address: str, count: int, asked: generation_pb2.Generation) -> None:
     """Streams to the end."""
@@ -24,7 +27,9 @@ async def main(address: str, count: int, asked: generation_pb2.Generation) -> No
         asyncio.create_task(record.listen(start(inference_pb2_grpc.InferenceServiceStub(channel), asked)))
         for record, channel in zip(records, channels, strict=True)
     ]
-    await until(lambda: all(record.num_tokens for record in records), "all have tokens", timeout_s=60)
+    await until(
+        lambda: all(record.num_tokens >= FIRST for record in records), "all are under way", timeout_s=60
+    )
     print("streaming", flush=True)
     await asyncio.gather(*tasks)
     print(json.dumps([record.told().token_ids for record in records]), flush=True)
