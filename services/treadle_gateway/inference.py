@@ -7,7 +7,7 @@ import uuid
 from treadle.errors import Cancelled, TreadleError
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
-from treadle_gateway.admission import Admission, Slot
+from treadle_gateway.admission import Admission
 from treadle_gateway.attachment import Attachment
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.convert import to_status
@@ -54,9 +54,15 @@ class Inference:
         The caller says `leave` when the client is gone. Raises ResourceExhausted (GATEWAY_FULL),
         InvalidArgument and Unimplemented.
         """
-        slot: Slot | None = None
         try:
-            slot = self._admission.admit()
+            return self._take(generation, remaining_s)
+        except TreadleError as error:
+            self._metrics.failure.labels("", error.reason).inc()
+            raise
+
+    def _take(self, generation: Generation, remaining_s: float | None) -> Run:
+        slot = self._admission.admit()
+        try:
             validate(generation, self._config)
             request_id = generation.request_id or f"gen-{uuid.uuid4().hex}"
             return Run(
@@ -68,10 +74,8 @@ class Inference:
                 slot,
                 Observation(self._metrics, generation, request_id),
             )
-        except TreadleError as error:
-            if slot is not None:
-                slot.release()
-            self._metrics.failure.labels("", error.reason).inc()
+        except BaseException:
+            slot.release()
             raise
 
     def _deadline(self, timeout_s: float | None, remaining_s: float | None) -> Deadline:
