@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +14,13 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from started_service import started
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
 from treadle.api.tokenizer.v1 import tokenizer_pb2 as pb
 from treadle.api.tokenizer.v1 import tokenizer_pb2_grpc
 from treadle.errors import NotFound, TreadleError
 from treadle.models.stored_folder import file_digest
-from treadle.process import child_command
 from treadle.rpc import RpcServer, from_rpc_error, open_channel
 
 
@@ -93,39 +90,13 @@ async def running_registry(registry: HeldRegistry, address: str = "127.0.0.1:0")
         yield server
 
 
-@contextlib.contextmanager
-def started(registry_address: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address, once it listens."""
-    environment = os.environ | {
-        "TREADLE_TOKENIZER_ADDRESS": "127.0.0.1:0",
-        "TREADLE_REGISTRY_ADDRESS": registry_address,
-        "TREADLE_TOKENIZER_TEMPLATE_DEADLINE_S": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    command = child_command([sys.executable, "-m", "treadle_tokenizer"])
-    with log.open("w") as output, subprocess.Popen(command, env=environment, stderr=output) as process:
-        try:
-            yield process, f"127.0.0.1:{listening_port(process, log)}"
-        finally:
-            process.kill()
-
-
-def listening_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if (entry := json.loads(line))["message"] == "listening":
-                return int(entry["port"])
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    pytest.fail(f"the service did not listen: {log.read_text()}")
-
-
 @contextlib.asynccontextmanager
 async def running_service(
     registry: HeldRegistry, registry_address: str, home: Path, folder: Path
 ) -> AsyncIterator[Service]:
     log = home / "tokenizer.log"
-    with started(registry_address, log) as (process, address):
+    settings = {"TREADLE_REGISTRY_ADDRESS": registry_address, "TREADLE_TOKENIZER_TEMPLATE_DEADLINE_S": "1"}
+    with started("tokenizer", log, settings) as (process, address):
         async with open_channel(address) as channel:
             yield Service(registry, process, log, address, channel, folder)
 

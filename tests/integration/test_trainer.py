@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +12,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from started_service import started
 
 from treadle.api.training.v1 import training_pb2, training_pb2_grpc
-from treadle.process import child_command
 from treadle.rpc import from_rpc_error, open_channel
 
 SERVICE = training_pb2.DESCRIPTOR.services_by_name["TrainingService"]
@@ -34,32 +30,8 @@ class Process:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Iterator[Process]:
-    log = tmp_path / "trainer.log"
-    environment = os.environ | {
-        "TREADLE_TRAINER_ADDRESS": "127.0.0.1:0",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    with (
-        log.open("w") as output,
-        subprocess.Popen(
-            child_command([sys.executable, "-m", "treadle_trainer"]), env=environment, stderr=output
-        ) as process,
-    ):
-        try:
-            yield Process(process, f"127.0.0.1:{listening_port(process, log)}")
-        finally:
-            process.kill()
-
-
-def listening_port(process: subprocess.Popen[bytes], log: Path) -> int:
-    """The port that the log names, within 30 s."""
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            if (entry := json.loads(line))["message"] == "listening":
-                return int(entry["port"])
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
-    pytest.fail(f"the service did not listen: {log.read_text()}")
+    with started("trainer", tmp_path / "trainer.log") as (process, address):
+        yield Process(process, address)
 
 
 async def test_health_reflection_and_stop(trainer: Process) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+from damage import flip
 from google.rpc import status_pb2
 from raw_calls import Asker, importing
 from running_suite import Suite
@@ -37,17 +37,6 @@ def own_model(folder: Path, name: str, seed: int) -> Path:
     (made / "tokenizer.json").write_text(json.dumps(tokenizer))
     (made / "tokenizer_config.json").write_text(json.dumps({"name": name}))
     return made
-
-
-def flip(path: Path) -> None:
-    """Changes one bit of a read-only file, and neither its size nor its times."""
-    stat, content = path.stat(), bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.write(content)
-    path.chmod(0o444)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def damaged(error: TreadleError, file: str, artifact: str) -> None:

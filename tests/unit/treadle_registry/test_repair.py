@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip
 
 from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFolder, file_digest
@@ -33,18 +33,6 @@ def sources(
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
-
-
-def flip(path: Path) -> None:
-    """Changes one bit of a read-only file, and neither its size nor its times."""
-    stat = path.stat()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        file.write(content)
-    path.chmod(0o444)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def verify(published: Published) -> None:
