@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -18,6 +19,8 @@ from treadle.process import child_command
 
 # Before torch loads OpenMP: a thread that spins at a barrier takes the core from the one it waits for.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Left to themselves, shells start what runs in their background deaf to Ctrl-C, and its children, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Services that a test starts beside others must not meet at the default ports.
 for _kind in ("GATEWAY", "REGISTRY", "TOKENIZER", "TRAINER", "WORKER"):
     os.environ[f"TREADLE_{_kind}_METRICS_ADDRESS"] = ""
