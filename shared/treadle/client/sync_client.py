@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import TracebackType
@@ -28,20 +29,38 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
         ended = threading.Event()
+        task: asyncio.Task[None] | None = None
 
-        async def marked() -> _T:
+        async def finish() -> None:
             try:
-                return await coroutine
-            finally:
-                ended.set()
+                outcome.set_result(await coroutine)
+            except BaseException as error:
+                outcome.set_exception(error)
 
-        future = asyncio.run_coroutine_threadsafe(marked(), self._loop)
+        def start() -> None:
+            nonlocal task
+            task = self._loop.create_task(finish())
+            task.add_done_callback(close)
+
+        def stop() -> None:
+            if task is None:
+                close()
+            else:
+                task.cancel()
+
+        def close(_: object = None) -> None:
+            coroutine.close()  # one that was cancelled before its first step never ran
+            ended.set()
+
+        # An interrupt may come at any instruction, also as the loop is being told to start.
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(start)
+            return outcome.result()
         except BaseException:
             # An interrupted generator must have unwound before anybody closes it.
-            future.cancel()
+            self._loop.call_soon_threadsafe(stop)
             ended.wait(_UNWIND_S)
             raise
 
