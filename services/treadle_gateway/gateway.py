@@ -16,6 +16,7 @@ from treadle.errors import Unavailable
 from treadle.queue.connection import connect, connect_blocking
 from treadle.queue.workers import heartbeats
 from treadle.rpc import RpcServer, open_channel
+from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_gateway.admission import Admission
 from treadle_gateway.background import BackgroundTasks
@@ -51,7 +52,7 @@ class Gateway:
 
 @contextlib.asynccontextmanager
 async def running_gateway(
-    config: GatewayConfig, telemetry: Telemetry | None = None
+    config: GatewayConfig, telemetry: Telemetry | None = None, security: ServerSecurity | None = None
 ) -> AsyncIterator[Gateway]:
     """Starts a gateway and stops it at the block's end, within the grace period.
 
@@ -99,7 +100,9 @@ async def running_gateway(
             admission,
             metrics,
         )
-        server = RpcServer(config.address, security=config.transport.server(), telemetry=telemetry)
+        server = RpcServer(
+            config.address, security=security or config.transport.server(), telemetry=telemetry
+        )
         servicer = InferenceServicer(inference, max_batch_in_flight=config.max_batch_in_flight)
         server.add(add_to_server, servicer, SERVICE)
         await server.start()
@@ -138,9 +141,11 @@ async def _stop(
 
 async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
     """Runs the gateway until `stop` is set."""
+    # One for both ports: the server reads its keys again when they change.
+    security = config.transport.server()
     async with (
-        running_telemetry("gateway", config.metrics_address, config.transport.server()) as telemetry,
-        running_gateway(config, telemetry),
+        running_telemetry("gateway", config.metrics_address, security) as telemetry,
+        running_gateway(config, telemetry, security),
     ):
         await stop.wait()
         logger.info("stopping", extra={"grace_period_s": config.grace_period_s})

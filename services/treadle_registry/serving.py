@@ -11,6 +11,7 @@ from google.longrunning import operations_pb2_grpc
 
 from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.rpc import RpcServer
+from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
 from treadle_registry.imports import Imports
@@ -22,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def serving(config: RegistryConfig, telemetry: Telemetry | None = None) -> AsyncIterator[RpcServer]:
+async def serving(
+    config: RegistryConfig, telemetry: Telemetry | None = None, security: ServerSecurity | None = None
+) -> AsyncIterator[RpcServer]:
     """Opens the store and serves it until the block ends; then running imports are killed."""
     registry = await Registry.open(config.store)
     imports = Imports(
@@ -34,7 +37,9 @@ async def serving(config: RegistryConfig, telemetry: Telemetry | None = None) ->
     try:
         interrupted = await imports.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
-        server = RpcServer(config.address, security=config.transport.server(), telemetry=telemetry)
+        server = RpcServer(
+            config.address, security=security or config.transport.server(), telemetry=telemetry
+        )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
             RegistryServicer(registry, imports),  # type: ignore[abstract]
@@ -55,8 +60,10 @@ async def serving(config: RegistryConfig, telemetry: Telemetry | None = None) ->
 
 async def serve(config: RegistryConfig, stop: asyncio.Event) -> None:
     """Serves until `stop` is set."""
+    # One for both ports: the server reads its keys again when they change.
+    security = config.transport.server()
     async with (
-        running_telemetry("registry", config.metrics_address, config.transport.server()) as telemetry,
-        serving(config, telemetry),
+        running_telemetry("registry", config.metrics_address, security) as telemetry,
+        serving(config, telemetry, security),
     ):
         await stop.wait()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import json
 import os
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +21,7 @@ import pytest
 import trustme
 from google.longrunning import operations_proto_pb2
 from running_suite import Suite, running_suite
+from waiting import until
 
 from treadle.api.inference.v1 import inference_pb2, inference_pb2_grpc
 from treadle.api.registry.v1 import registry_pb2
@@ -26,7 +32,7 @@ from treadle.client import AsyncClient, Credentials
 from treadle.errors import NotFound, PermissionDenied
 from treadle.rpc import from_rpc_error, from_status, open_channel
 from treadle.security import Role
-from treadle.security.key_file import add_key
+from treadle.security.key_file import add_key, revoke_key
 from treadle.security.keys import new_key
 from treadle.security.permissions import allowed_roles
 
@@ -263,3 +269,38 @@ def test_no_key_stands_in_what_the_run_wrote(guarded):
             read += 1
     assert read > 8
     print(f"{read} files read")
+
+
+async def test_every_metrics_port_takes_new_and_revoked_keys_up(guarded):
+    """The keys of both of a service's ports are the same, and read again."""
+    keys_file = guarded.folder / "keys.json"
+    context = ssl.create_default_context(cafile=guarded.folder / "ca.pem")
+    context.load_cert_chain(guarded.folder / "cert.pem", guarded.folder / "cert.key")
+    targets = json.loads((guarded.suite.home / "run" / "metrics-targets.json").read_text())
+    key, record = new_key("latecomer", [Role.MONITOR])
+
+    def scrape(address: str) -> int:
+        asked = urllib.request.Request(
+            f"https://{address}/metrics", headers={"Authorization": f"Bearer {key}"}
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=10, context=context) as answer:
+                return answer.status
+        except urllib.error.HTTPError as refused:
+            return refused.code
+
+    async def until_all(status: int) -> None:
+        for target in targets:
+            (address,) = target["targets"]
+
+            async def says(address=address) -> bool:
+                return await asyncio.to_thread(scrape, address) == status
+
+            await until(says, f"{target['labels']['service']} answers {status}")
+
+    await until_all(401)
+    add_key(keys_file, record)
+    await until_all(200)
+    revoke_key(keys_file, "latecomer")
+    await until_all(401)
+    print(f"{len(targets)} metrics ports took a new key up, and its end")
