@@ -135,6 +135,19 @@ async def a_holder(queue: QueueView, live: Live, workers: Sequence[ServiceProces
     return rng.choice([worker for worker in workers if worker.name in holders])
 
 
+async def stop_in_prefill(
+    queue: QueueView, live: Live, workers: Sequence[ServiceProcess], rng
+) -> ServiceProcess:
+    """A worker, stopped as it holds a request that has no token yet: dying, it loses a prefill."""
+    while True:
+        worker = await a_holder(queue, live, workers, rng)
+        worker.signal_group(signal.SIGSTOP)
+        for request in await held_by(queue, live, worker):
+            if not await queue.num_tokens(request):
+                return worker
+        worker.signal_group(signal.SIGCONT)
+
+
 def some_tokens(crowd: Crowd, rng: random.Random) -> int:
     """A moment of a crowd's life: the first token of each, up to 40% of all."""
     return rng.randint(CROWD, sum(told.output_tokens for told in crowd.expected) * 4 // 10)
@@ -158,9 +171,10 @@ async def test_ten_kills_at_random_moments_lose_nothing(stack, gateways, queue, 
         await until_both_hold(queue, live, stack.of("worker"))
         if kind == "decode":
             await live.until_tokens(some_tokens(crowd, rng))
+            victim = await a_holder(queue, live, stack.of("worker"), rng)
         else:
-            await asyncio.sleep(rng.uniform(0.0, 0.7))
-        victim = await a_holder(queue, live, stack.of("worker"), rng)
+            await live.until_tokens(rng.randint(0, CROWD // 4))
+            victim = await stop_in_prefill(queue, live, stack.of("worker"), rng)
         outcome = await lose_a_worker(live, crowd, victim, gateways, queue)
         assert kind == "decode" or outcome.in_prefill > 0
         outcomes.append(outcome)
