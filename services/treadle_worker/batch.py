@@ -18,5 +18,6 @@ class ScheduledChunk:
     token_ids: Sequence[int]
     start: int
     block_table: Sequence[int]
-    wants_logits: bool
-    """Whether the logits of the chunk's last token are needed."""
+    num_logits: int
+    """How many of the chunk's last tokens need their logits: 0 in the middle of a prompt, else 1, or more to
+    check a draft."""

@@ -28,7 +28,7 @@ class Runner(Protocol):
     """What computes logits: the model runner, or a mock of it."""
 
     def run(self, chunks: ListOf[ScheduledChunk]) -> torch.Tensor:
-        """Float32 logits [chunks that want them, vocabulary], in the chunks' order.
+        """Float32 logits [their `num_logits` together, vocabulary], in the chunks' order.
 
         Writes the keys and values of every chunk's tokens into the cache.
         """
@@ -190,9 +190,9 @@ def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
     chunks = []
     for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-        wants_logits = end == sequence.num_tokens
+        num_logits = int(end == sequence.num_tokens)
         chunks.append(
-            ScheduledChunk(sequence.token_ids[start:end], start, sequence.block_table, wants_logits)
+            ScheduledChunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits)
         )
     return chunks
 

@@ -21,17 +21,17 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
-        """Float32 logits [chunks that want them, vocabulary], of each one's last token.
+        """Float32 logits [their `num_logits` together, vocabulary], in the chunks' order.
 
         Writes the keys and values of every token into the cache.
         """
-        ends, end = [], 0
+        rows: list[int] = []
+        end = 0
         for chunk in chunks:
             end += len(chunk.token_ids)
-            if chunk.wants_logits:
-                ends.append(end - 1)
+            rows.extend(range(end - chunk.num_logits, end))
         hidden_TE = self._hidden(chunks)
-        return self.model.logits(hidden_TE[torch.tensor(ends, dtype=torch.int64, device=hidden_TE.device)])
+        return self.model.logits(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=hidden_TE.device)])
 
     @torch.inference_mode()
     def prompt_logits(self, chunks: Sequence[ScheduledChunk]) -> Tensor:

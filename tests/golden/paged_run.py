@@ -64,7 +64,7 @@ class Driver:
         chunks = [row.chunk(length) for row, length in zip(rows, lengths, strict=True)]
         logits = iter(self.runner.run(chunks))
         for row, chunk in zip(rows, chunks, strict=True):
-            if chunk.wants_logits:
+            if chunk.num_logits:
                 row.logits.append(next(logits).clone())
 
     def greedy(self, rows: list[Row], count: int, *, chunk: int = 10**9) -> None:

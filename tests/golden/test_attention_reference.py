@@ -88,7 +88,7 @@ def test_random_steps_equal_the_reference(dtype):
             step = rng.sample(left, rng.randint(1, len(left)))
             sizes = [rng.choice([1, rng.randint(1, row.queries.shape[1] - row.done)]) for row in step]
             chunks = [
-                ScheduledChunk([0] * size, row.done, row.table, False)
+                ScheduledChunk([0] * size, row.done, row.table, 0)
                 for row, size in zip(step, sizes, strict=True)
             ]
             attend = PagedAttention(cache, config, chunks)

@@ -40,7 +40,7 @@ def test_perplexity_of_a_window_equals_transformers(smollm2_folder: Path):
     runner = ModelRunner(model, KVCache(WINDOW // 32, 32, model.config, torch.bfloat16, torch.device("cpu")))
     ours, table = 0.0, list(range(WINDOW // 32))
     for start in range(0, WINDOW, CHUNK):
-        logits = runner.prompt_logits([ScheduledChunk(ids[start : start + CHUNK], start, table, False)])
+        logits = runner.prompt_logits([ScheduledChunk(ids[start : start + CHUNK], start, table, 0)])
         expected = targets[start : start + CHUNK]
         ours += negative_log_likelihood(logits[: len(expected)], expected)
 

@@ -32,7 +32,7 @@ class MockRunner:
     def run(self, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
         self.num_chunks += len(chunks)
         states = [(chunk, self._write(chunk)) for chunk in chunks]
-        rows = [self._row(*state) for chunk, state in states if chunk.wants_logits]
+        rows = [self._row(*state) for chunk, state in states if chunk.num_logits]
         return torch.stack(rows) if rows else torch.zeros(0, VOCAB)
 
     def _write(self, chunk: ScheduledChunk) -> tuple[int, bool]:
