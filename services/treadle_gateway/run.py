@@ -13,6 +13,7 @@ from treadle.api.worker.v1.queue_pb2 import LaneEntry
 from treadle.errors import Internal, TreadleError
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
+from treadle.queue.log import QUEUED
 from treadle.queue.submission import submit
 from treadle_gateway.admission import Slot
 from treadle_gateway.background import BackgroundTasks
@@ -82,10 +83,14 @@ class Run:
             self._observation.begin()
             entry = await self._prepare()
             self._observation.prepared(entry)
-            self._subscription = subscription = self._queue.follower.subscribe(self.request)
+            # A log that is new holds nothing yet, and whatever is written to it will be said.
+            self._subscription = subscription = self._queue.follower.subscribe(
+                self.request, QUEUED, news=False
+            )
             # A task of its own: cut short between two writes, it would be unknown whether it is queued.
             self._submission = self._queue.background.start(self._submit(entry), "submit")
-            await self._deadline.bound(asyncio.shield(self._submission))
+            if not await self._deadline.bound(asyncio.shield(self._submission)):
+                subscription.mark()
             async for chunk in follow(subscription, Cursor(), self._deadline):
                 if isinstance(chunk, Failed):
                     self._ended = True

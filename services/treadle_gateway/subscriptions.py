@@ -1,7 +1,7 @@
 """One reader of one request's log, and the table of all of them.
 
-A subscription holds a position and whether there may be news: entries are read when its client is ready for
-them, so that nothing piles up for a client that does not read.
+A subscription holds a position, whether there may be news, and a few entries that came with them: all others
+are read when its client is ready for them, so that nothing piles up for a client that does not read.
 """
 
 from __future__ import annotations
@@ -10,19 +10,27 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
 from treadle.errors import TreadleError, Unavailable
+from treadle.queue.dirty import News
 from treadle.queue.keys import RequestKeys
 from treadle.queue.log import START, EntryId, Log, LogEntry
+
+MAX_HELD = 4
+"""Entries that came with news and wait for their client; each of at most `dirty.INLINE_BYTES`."""
 
 
 class Subscription:
     """A position in a request's log, with at most one wait for what comes after it."""
 
-    def __init__(self, request: RequestKeys, after: EntryId, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, request: RequestKeys, after: EntryId, wake: Callable[[], None], *, news: bool = True
+    ) -> None:
+        """`news`: whether there may be entries after `after` now."""
         self.request = request
         self.after = after
-        """The last entry that was handed out."""
+        """The last entry that was handed out, or is held."""
         self._wake = wake
-        self._news = True
+        self._news = news
+        self._held: list[LogEntry] = []
         self._waiter: asyncio.Future[list[LogEntry]] | None = None
 
     async def next(self) -> list[LogEntry]:
@@ -30,15 +38,16 @@ class Subscription:
 
         Raises Unavailable (REQUEST_LOST) when the log is gone, and what the follower failed with.
         """
+        if self._held:
+            entries, self._held = self._held, []
+            return entries
         self._waiter = asyncio.get_running_loop().create_future()
         if self._news:
             self._wake()
         try:
-            entries = await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
-        self.after = entries[-1].id
-        return entries
 
     @property
     def wants_reading(self) -> bool:
@@ -53,6 +62,20 @@ class Subscription:
     def mark(self) -> None:
         """There may be news."""
         self._news = True
+
+    def hear(self, news: News) -> None:
+        """Takes the news' entry where it follows what is there; else the log is to be read."""
+        entry = news.entry
+        if entry is not None and entry.id <= self.after:
+            return
+        if entry is None or news.previous > self.after or len(self._held) >= MAX_HELD:
+            self._news = True
+            return
+        self.after = entry.id
+        if self._waiter is not None and self.waiting:
+            self._waiter.set_result([entry])
+        else:
+            self._held.append(entry)
 
     def begin_reading(self) -> None:
         """The log is about to be read: news that come from here on are news again."""
@@ -71,6 +94,7 @@ class Subscription:
                 )
             )
         elif entries and self._waiter is not None and self.waiting:
+            self.after = entries[-1].id
             self._waiter.set_result(entries)
         elif entries:
             self._news = True
@@ -88,9 +112,16 @@ class Subscriptions:
     def __init__(self) -> None:
         self._by_request: dict[RequestKeys, set[Subscription]] = {}
 
-    def add(self, request: RequestKeys, wake: Callable[[], None], after: EntryId = START) -> Subscription:
-        """A new subscription after an entry."""
-        subscription = Subscription(request, after, wake)
+    def add(
+        self,
+        request: RequestKeys,
+        wake: Callable[[], None],
+        after: EntryId = START,
+        *,
+        news: bool = True,
+    ) -> Subscription:
+        """A new subscription after an entry; `news` as Subscription says."""
+        subscription = Subscription(request, after, wake, news=news)
         self._by_request.setdefault(request, set()).add(subscription)
         return subscription
 

@@ -72,13 +72,25 @@ class BlockManager:
         sequence.num_committed_blocks = len(prefix)
         self._grow(sequence)
 
-    def can_append(self, sequence: Sequence) -> bool:
-        """Whether there are blocks for the tokens that the sequence got since it was allocated."""
-        return self._num_missing(sequence) <= len(self._free)
+    def can_append(self, sequence: Sequence, num_more: int = 0) -> bool:
+        """Whether there are blocks for the tokens that the sequence got since it was allocated.
 
-    def append(self, sequence: Sequence) -> None:
-        """Gives the sequence blocks for the tokens that it got since it was allocated."""
-        self._grow(sequence)
+        And for `num_more` behind them, which it may get.
+        """
+        return self._num_missing(sequence, num_more) <= len(self._free)
+
+    def append(self, sequence: Sequence, num_more: int = 0) -> None:
+        """Gives the sequence the blocks that `can_append` asks for."""
+        self._grow(sequence, num_more)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Takes back the blocks behind the sequence's last token: those of a draft that was rejected."""
+        for _ in range(-self._num_missing(sequence)):
+            block = sequence.block_table.pop()
+            assert self._hash_of[block] is None, "only computed tokens make a block findable"
+            self._ref_counts[block] = 0
+            self._free[block] = None
+            self._free.move_to_end(block, last=False)
 
     def commit(self, sequence: Sequence) -> None:
         """Makes the sequence's full, computed blocks findable.
@@ -111,11 +123,11 @@ class BlockManager:
         sequence.num_computed_tokens = 0
         sequence.num_committed_blocks = 0
 
-    def _num_missing(self, sequence: Sequence) -> int:
-        return -(-len(sequence.token_ids) // self.block_size) - len(sequence.block_table)
+    def _num_missing(self, sequence: Sequence, num_more: int = 0) -> int:
+        return -(-(len(sequence.token_ids) + num_more) // self.block_size) - len(sequence.block_table)
 
-    def _grow(self, sequence: Sequence) -> None:
-        for _ in range(self._num_missing(sequence)):
+    def _grow(self, sequence: Sequence, num_more: int = 0) -> None:
+        for _ in range(self._num_missing(sequence, num_more)):
             block, _ = self._free.popitem(last=False)
             if (name := self._hash_of[block]) is not None:
                 del self._block_of[name]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from treadle.models.profile import ServingProfile
 from treadle.security import TransportConfig
 
 
@@ -18,20 +19,43 @@ class EngineConfig(BaseSettings):
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, then mps, then the CPU."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    quantization: Literal["", "int8", "int4"] = ""
+    """Of the weights, on a CPU: 8 bits with a scale an output, or 4 bits with scale and minimum for each 32
+    inputs; the rows they are multiplied with are rounded to 8 bits. Empty: dtype."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """What computes on a CPU: the package treadle-kernels, or torch. "auto": the package if it is there."""
     block_size: int = Field(default=32, ge=16, le=256, multiple_of=16)
     """Tokens a KV block. Sums over fewer than 16 keys are rounded by where they stand."""
     num_blocks: int | None = Field(default=None, ge=2)
-    """KV blocks; unset: what kv_cache_bytes holds."""
-    kv_cache_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """KV blocks; unset: what the bytes below hold."""
+    kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
+    """Of KV blocks; unset: what max_memory_percent gives, or else 1 GiB."""
+    max_memory_percent: float | None = Field(default=None, gt=0, le=95)
+    """Of the device's memory that is free with the model loaded, for KV blocks."""
+    cache_dtype: Literal["auto", "bfloat16", "float32", "float16", "int8"] = "auto"
+    """Of keys and values; "auto": dtype. "int8" has a scale for each token and head."""
     max_num_seqs: int = Field(default=64, ge=1, le=1024)
     """Requests that run at once."""
     max_num_batched_tokens: int = Field(default=256, ge=16, le=65536)
     """Token budget of a step: prefill chunks and decodes together."""
+    max_inter_token_ms: float = Field(default=200.0, ge=0)
+    """What a step may take where somebody waits for the next token: prompts get what is left of it, by what
+    steps took before, and at least 16 tokens. 0: no such bound."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Prompt and answer together; unset: the model's context."""
     enable_prefix_caching: bool = True
+    num_speculative_tokens: int = Field(default=4, ge=0, le=32)
+    """Tokens of an answer guessed at once from what it repeats, then checked in one step; 0: none. Answers
+    are the same with any number."""
+    max_speculative_rows: int = Field(default=32, ge=0)
+    """Tokens of a step, guessed ones included, up to which it pays to guess."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the tensor library; unset: the cores."""
+
+    def profile(self, compute_digest: str) -> ServingProfile:
+        """What an answer of such an engine depends on."""
+        cache_dtype = "" if self.cache_dtype in ("auto", self.dtype) else self.cache_dtype
+        return ServingProfile(compute_digest, self.dtype, self.quantization, cache_dtype)
 
 
 class WorkerConfig(BaseSettings):
@@ -57,6 +81,9 @@ class WorkerConfig(BaseSettings):
     over what they held. It beats three times a lease; a busy machine needs a long one."""
     grace_period_s: float = Field(default=30.0, gt=0)
     """From SIGTERM to the end; what still runs then is handed back."""
+    gather_s: float = Field(default=0.1, ge=0, le=10)
+    """The longest that an answer's tokens are gathered into one message, while many answers stream; with few
+    of them they are not. 0: never."""
     max_claimed: int = Field(default=64, ge=1)
     """Requests held at once a model: running and waiting in the engine."""
 

@@ -12,7 +12,7 @@ from treadle.errors import TreadleError
 from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.queue import codec
 from treadle.queue.keys import RequestKeys
-from treadle.queue.log import LogEntry
+from treadle.queue.log import START, LogEntry
 from treadle.rpc import to_status
 from treadle_worker.engine_protocol import EngineStats, Ready, SamplingParams, TokenLogprobs
 from treadle_worker.jobs import Artifact, History, Job
@@ -78,14 +78,17 @@ def _sampling(entry: queue_pb2.LaneEntry) -> SamplingParams:
 
 def to_history(entries: Iterable[LogEntry]) -> History:
     """What earlier owners delivered, each token once."""
-    started, cached_tokens = False, 0
+    started, cached_tokens, last = False, 0, START
     token_ids: list[int] = []
-    for _, entry in entries:
+    for id_, entry in entries:
+        if entry.HasField("fence"):
+            continue
+        last = id_
         if entry.HasField("started"):
             started, cached_tokens = True, entry.started.cached_tokens
         elif entry.HasField("tokens") and entry.tokens.index == len(token_ids):
             token_ids.extend(entry.tokens.token_ids)
-    return History(started, cached_tokens, token_ids)
+    return History(started, cached_tokens, token_ids, last)
 
 
 def started_entry(job: Job, cached_tokens: int) -> bytes:

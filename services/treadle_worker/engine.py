@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListOf
-from itertools import count
+from itertools import count, islice, zip_longest
 from typing import Protocol
 
 import torch
@@ -43,11 +44,19 @@ class Engine:
     """
 
     def __init__(
-        self, runner: Runner, scheduler: Scheduler, sampler: Sampler, *, vocab_size: int, max_model_len: int
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.sampler = sampler
+        self._clock = clock
         self.vocab_size = vocab_size
         self.max_model_len = min(max_model_len, scheduler.max_num_tokens)
         self._sequences: dict[str, Sequence] = {}
@@ -58,6 +67,8 @@ class Engine:
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
         self._num_commands = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -82,9 +93,13 @@ class Engine:
             arrival=next(self._arrivals),
             priority=request.priority,
             cache_salt=request.cache_salt,
+            max_num_tokens=min(
+                len(request.prompt_token_ids) + request.sampling.max_new_tokens, self.max_model_len
+            ),
+            drafting=self.scheduler.speculation.start(),
         )
         if (reason := self._finish_reason(sequence)) is not None:
-            self._undelivered.append(_output(sequence, None, reason))
+            self._undelivered.append(_output(sequence, [], reason))
             return
         if has_penalties(request.sampling):
             self._histories[sequence] = TokenHistory(request.prompt_token_ids, request.output_token_ids)
@@ -104,13 +119,14 @@ class Engine:
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it made and what was decided since the last step."""
-        scheduled_at = time.monotonic()
+        scheduled_at = self._clock()
         scheduled = self.scheduler.schedule()
         outputs, self._undelivered = self._undelivered, []
         if scheduled.num_scheduled_tokens:
             self._num_steps += 1
             logits = self.runner.run(_chunks(scheduled))
             outputs += self._postprocess(scheduled, logits)
+            self.scheduler.observe(scheduled, (self._clock() - scheduled_at) * 1000)
         return StepOutputs(
             outputs=outputs,
             stats=self.stats(),
@@ -134,51 +150,94 @@ class Engine:
             num_chunked_prefills=scheduler.num_chunked_prefills,
             num_prompt_tokens=self._num_prompt_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             num_commands=self._num_commands,
         )
 
     def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:
         """Samples, and moves every sequence of the step forward."""
-        sampled: list[Sequence] = []
+        sampled: list[tuple[Sequence, list[int]]] = []
+        rows: list[SampleRow] = []
         for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
-            sequence.num_computed_tokens += num_tokens
+            draft = scheduled.drafts.get(sequence, [])
+            sequence.num_computed_tokens += num_tokens - len(draft)
             if sequence.num_uncomputed_tokens == 0:
-                sampled.append(sequence)
-        if len(logits) != len(sampled):
-            raise RuntimeError(f"the runner gave {len(logits)} rows of logits for {len(sampled)} chunks")
-        rows = [SampleRow(s.sampling, s.num_output_tokens, self._histories.get(s)) for s in sampled]
-        samples = self.sampler.sample(logits, rows)
-        return [self._advance(s, sample) for s, sample in zip(sampled, samples, strict=True)]
+                sampled.append((sequence, draft))
+                rows += self._rows(sequence, draft)
+        if len(logits) != len(rows):
+            raise RuntimeError(
+                f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from"
+            )
+        samples = iter(self.sampler.sample(logits, rows))
+        outputs: list[SequenceOutput] = []
+        for sequence, draft in sampled:
+            outputs += self._advance(sequence, draft, list(islice(samples, len(draft) + 1)))
+        return outputs
 
-    def _advance(self, sequence: Sequence, sample: Sample | None) -> SequenceOutput:
-        """Appends the token, or ends the sequence.
+    def _rows(self, sequence: Sequence, draft: list[int]) -> Iterator[SampleRow]:
+        """What is drawn behind the sequence's last token, and behind each of its draft."""
+        params, position = sequence.sampling, sequence.num_output_tokens
+        history = self._histories.get(sequence)
+        yield SampleRow(params, position, history)
+        for place in range(1, len(draft) + 1):
+            counts = None if history is None else history.counts_after(draft[:place])
+            yield SampleRow(params, position + place, counts)
+
+    def _advance(
+        self, sequence: Sequence, draft: list[int], samples: list[Sample | None]
+    ) -> list[SequenceOutput]:
+        """Appends the token that was drawn, and the next ones as long as the draft had foreseen them.
+
+        What was drawn behind a draft's token holds if that token is the one that was drawn there: then it
+        was computed and drawn from what it would have been without a draft, and is the same.
 
         Only here are blocks made findable: logits that are finite are the sign that all keys and values
         before them are sound.
         """
-        if sample is None:
-            self._finish(sequence)
-            return _failure(
-                sequence.request_id, sequence.num_output_tokens, "the model's logits are not finite"
-            )
-        self.scheduler.block_manager.commit(sequence)
-        sequence.token_ids.append(sample.token_id)
-        if (history := self._histories.get(sequence)) is not None:
-            history.append(sample.token_id)
-        self._num_output_tokens += 1
-        reason = self._finish_reason(sequence)
+        taken: list[Sample] = []
+        reason: FinishReason | None = None
+        for sample, foreseen in zip_longest(samples, draft):
+            if sample is None:
+                reason = "error"
+                break
+            self.scheduler.block_manager.commit(sequence)
+            self._append(sequence, sample.token_id)
+            taken.append(sample)
+            reason = self._finish_reason(sequence)
+            if reason is not None or sample.token_id != foreseen:
+                break
+            sequence.num_computed_tokens += 1
+        if draft:
+            self._verified(sequence, len(draft), max(0, len(taken) - 1))
         if reason is not None:
             self._finish(sequence)
-        return _output(sequence, sample, reason)
+        if reason != "error":
+            return [_output(sequence, taken, reason)]
+        failure = _failure(
+            sequence.request_id, sequence.num_output_tokens, "the model's logits are not finite"
+        )
+        return [_output(sequence, taken, None), failure] if taken else [failure]
+
+    def _append(self, sequence: Sequence, token_id: int) -> None:
+        sequence.token_ids.append(token_id)
+        self._num_output_tokens += 1
+        if (history := self._histories.get(sequence)) is not None:
+            history.append(token_id)
+
+    def _verified(self, sequence: Sequence, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+        self._num_draft_tokens += num_draft_tokens
+        self._num_accepted_tokens += num_accepted_tokens
+        self.scheduler.verified(sequence, num_draft_tokens, num_accepted_tokens)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        params, num_tokens = sequence.sampling, len(sequence.token_ids)
-        num_output_tokens = num_tokens - sequence.num_prompt_tokens
-        if num_output_tokens > params.min_new_tokens and sequence.token_ids[-1] in params.stop_token_ids:
+        params = sequence.sampling
+        if (
+            sequence.num_output_tokens > params.min_new_tokens
+            and sequence.token_ids[-1] in params.stop_token_ids
+        ):
             return "stop_token"
-        if num_output_tokens >= params.max_new_tokens or num_tokens >= self.max_model_len:
-            return "length"
-        return None
+        return "length" if sequence.num_tokens >= sequence.max_num_tokens else None
 
     def _finish(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
@@ -190,20 +249,21 @@ def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
     chunks = []
     for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-        num_logits = int(end == sequence.num_tokens)
-        chunks.append(
-            ScheduledChunk(sequence.token_ids[start:end], start, sequence.block_table, num_logits)
-        )
+        draft = scheduled.drafts.get(sequence, [])
+        token_ids = sequence.token_ids[start:end] + draft
+        num_logits = 1 + len(draft) if end >= sequence.num_tokens else 0
+        chunks.append(ScheduledChunk(token_ids, start, sequence.block_table, num_logits))
     return chunks
 
 
-def _output(sequence: Sequence, sample: Sample | None, reason: FinishReason | None) -> SequenceOutput:
-    """What the newest token did; without a sample, the end of a sequence that needs no further one."""
+def _output(sequence: Sequence, taken: list[Sample], reason: FinishReason | None) -> SequenceOutput:
+    """What the newest tokens did; without any, the end of a sequence that needs no further one."""
+    logprobs = [sample.logprobs for sample in taken if sample.logprobs is not None]
     return SequenceOutput(
         request_id=sequence.request_id,
-        first_index=sequence.num_output_tokens - (sample is not None),
-        token_ids=[] if sample is None else [sample.token_id],
-        logprobs=None if sample is None or sample.logprobs is None else [sample.logprobs],
+        first_index=sequence.num_output_tokens - len(taken),
+        token_ids=[sample.token_id for sample in taken],
+        logprobs=logprobs or None,
         finish_reason=reason,
         stop_token_id=sequence.token_ids[-1] if reason == "stop_token" else None,
         num_cached_tokens=sequence.num_cached_tokens,

@@ -15,14 +15,12 @@ import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from treadle.process import die_with_parent
 from treadle.telemetry import configure_logging
-from treadle_worker.block_manager import BlockManager
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
@@ -36,16 +34,11 @@ from treadle_worker.engine_protocol import (
     Shutdown,
 )
 from treadle_worker.framing import FrameSocket
-from treadle_worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    import torch
-
     from treadle_worker.engine import Engine
 
 LOADING_INTERVAL_S = 1.0
-WARM_ROWS = 1024
-"""Of a step; larger ones meet their sizes as they come."""
 _log = logging.getLogger(__name__)
 
 
@@ -127,66 +120,10 @@ def _load(frames: FrameSocket, start: EngineStart) -> Engine:
 
 
 def load_engine(start: EngineStart) -> Engine:
-    """Reads the model and sets aside its cache.
+    """See `engine_loader`. torch comes in with it, which takes seconds: the loading thread waits for that."""
+    from treadle_worker.engine_loader import load_engine
 
-    Raises OSError and ValueError for a folder that is no model of ours, and MemoryError where the cache
-    would hold no block.
-    """
-    import torch
-
-    from treadle.nn.linear import warm_up
-    from treadle.nn.loader import load_model
-    from treadle_worker.engine import Engine
-    from treadle_worker.kv_cache import KVCache, bytes_per_block
-    from treadle_worker.model_runner import ModelRunner
-    from treadle_worker.sampler import Sampler
-
-    if start.num_threads is not None:
-        torch.set_num_threads(start.num_threads)
-    device, dtype = choose_device(start.device), getattr(torch, start.dtype)
-    model = load_model(Path(start.model_folder), dtype, device)
-    with torch.inference_mode():
-        warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))
-    block_bytes = bytes_per_block(model.config, start.block_size, dtype)
-    num_blocks = start.num_blocks or start.kv_cache_bytes // block_bytes
-    if num_blocks < 1:
-        raise MemoryError(
-            f"kv_cache_bytes = {start.kv_cache_bytes} holds no block: one of {start.block_size} tokens "
-            f"takes {block_bytes} bytes"
-        )
-    cache = KVCache(num_blocks, start.block_size, model.config, dtype, device)
-    context = model.config.max_position_embeddings
-    return Engine(
-        ModelRunner(model, cache),
-        Scheduler(
-            BlockManager(num_blocks, start.block_size, enable_prefix_caching=start.enable_prefix_caching),
-            max_num_seqs=min(start.max_num_seqs, start.max_num_batched_tokens),
-            max_num_batched_tokens=start.max_num_batched_tokens,
-        ),
-        Sampler(),
-        vocab_size=model.config.vocab_size,
-        max_model_len=min(start.max_model_len or context, context),
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; for "auto" CUDA, then mps, then the CPU.
-
-    Where the accelerator is not there the CPU takes its place, with a warning. Raises RuntimeError and
-    ValueError for what is no device of these three kinds.
-    """
-    import torch
-
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
-    device = torch.device(name)
-    if device.type not in there:
-        raise ValueError(f"the device {name!r} is not supported; these are: {', '.join(there)}, auto")
-    if (device.index or 0) < there[device.type]:
-        return device
-    _log.warning("the device is not there; the CPU is used", extra={"device": name})
-    return torch.device("cpu")
+    return load_engine(start)
 
 
 def _send(frames: FrameSocket, event: EngineEvent) -> None:

@@ -72,14 +72,21 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """A canonical folder: config.json and safetensors."""
     device: str
     dtype: str
+    quantization: Literal["", "int8", "int4"]
+    kernels: Literal["auto", "native", "torch"]
     block_size: int
     num_blocks: int | None
-    kv_cache_bytes: int
+    kv_cache_bytes: int | None
+    max_memory_percent: float | None
+    cache_dtype: str
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int | None
     enable_prefix_caching: bool
     num_threads: int | None
+    max_inter_token_ms: float
+    num_speculative_tokens: int
+    max_speculative_rows: int
 
 
 EngineCommand = AddRequest | AbortRequest | Shutdown
@@ -131,6 +138,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Prefill chunks that did not reach their prompt's end."""
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
+    num_draft_tokens: int = 0
+    """Tokens that were guessed and checked."""
+    num_accepted_tokens: int = 0
+    """Tokens that came in the same step as the one before them, because they had been guessed."""
     num_commands: int = 0
     """Commands taken in: whoever sent an abort knows from it that the blocks are free."""
 

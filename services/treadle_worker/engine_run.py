@@ -30,6 +30,7 @@ from treadle_worker.intake import Capacity, Intake
 from treadle_worker.lapses import Lapses
 from treadle_worker.metrics import ModelMetrics
 from treadle_worker.observation import Observation
+from treadle_worker.pace import Pace
 from treadle_worker.requests import RequestTable, RunningRequest
 from treadle_worker.streams import StreamWriter
 
@@ -71,6 +72,8 @@ class Links:
     clock: RedisClock
     max_claimed: int
     lease_ms: int
+    gather_s: float
+    """The longest that tokens of an answer that flows are gathered."""
     tracer: Tracer = field(default_factory=Tracer)
 
 
@@ -95,7 +98,7 @@ class EngineRun:
         self.table = RequestTable()
         self._observation = Observation(metrics, links.tracer, links.clock, self.table)
         self.stats = EngineStats(num_blocks=ready.num_blocks, num_free_blocks=ready.num_blocks)
-        self.writer = StreamWriter(links.redis, self._let_go)
+        self.writer = StreamWriter(links.redis, self._let_go, Pace(links.gather_s))
         self._commands: list[EngineCommand] = []
         self._commanded = asyncio.Event()
         self._heard_at = asyncio.get_running_loop().time()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from treadle.models.stored_folder import StoredFolder
 from treadle.queue.keys import RequestKeys
+from treadle.queue.log import START, EntryId
 from treadle_worker.engine_protocol import AddRequest, SamplingParams
 
 
@@ -54,6 +55,8 @@ class History:
     started: bool = False
     cached_tokens: int = 0
     token_ids: list[int] = field(default_factory=list)
+    last: EntryId = START
+    """Nothing but fences lies behind it in the log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,38 +1,64 @@
-"""The paged key and value cache: tensors of blocks; which block is whose is the block manager's."""
+"""The paged key and value cache: tensors of blocks; which block is whose is the block manager's.
+
+There are two: one for torch's operations on any device, and one in the order of the native kernels. A
+cache starts a step, and the step attends.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from treadle.models.config import ModelConfig
+from treadle.nn.attention import Attention
+from treadle.nn.execution import Kernels, uses_native
+from treadle_worker.batch import ScheduledChunk
+from treadle_worker.native_attention import NativeAttention, NativeKVCache
+from treadle_worker.torch_attention import TorchAttention
+from treadle_worker.torch_kv_cache import TorchKVCache
+
+KVCache = NativeKVCache | TorchKVCache
 
 
-def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Bytes that one block takes over all layers, keys and values together."""
-    elements = config.num_hidden_layers * config.num_key_value_heads * block_size * config.head_dim
-    return 2 * elements * dtype.itemsize
+def begin_step(cache: KVCache, chunks: Sequence[ScheduledChunk]) -> Attention:
+    """The attention of one step, which writes the chunks' keys and values layer by layer."""
+    if isinstance(cache, NativeKVCache):
+        return NativeAttention(cache, chunks)
+    return TorchAttention(cache, chunks)
 
 
-class KVCache:
-    """Keys of every layer, each [blocks, K, D, block_size], and values, each [blocks, K, block_size, D].
-
-    Heads stand before positions, and a key's dimensions before positions, so that a gathered block is the
-    operand of a product as it is.
-    """
+class CachePlan:
+    """What a cache is made of, known before there is one."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        kernels: Kernels = "auto",
     ) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
-        heads = (config.num_hidden_layers, num_blocks, config.num_key_value_heads)
-        self.keys = torch.zeros((*heads, config.head_dim, block_size), dtype=dtype, device=device)
-        self.values = torch.zeros((*heads, block_size, config.head_dim), dtype=dtype, device=device)
+        """`dtype` is the cache's own: torch.int8 has a scale for each token and head."""
+        self.config, self.block_size, self.dtype, self.device = config, block_size, dtype, device
+        self.is_native = _is_native(config, dtype, device, kernels)
 
-    def clear(self, blocks: torch.Tensor) -> None:
-        """Empties blocks that get a new owner.
+    @property
+    def bytes_per_block(self) -> int:
+        """Over all layers, keys and values together, scales included."""
+        config = self.config
+        scale = 4 if self.dtype is torch.int8 else 0
+        head = config.head_dim * self.dtype.itemsize + scale
+        return 2 * config.num_hidden_layers * config.num_key_value_heads * self.block_size * head
 
-        Attention reads a block whole and weighs what is not there with zero; zero times what a failed
-        request may have left there, NaN, would be NaN.
-        """
-        self.keys[:, blocks] = 0
-        self.values[:, blocks] = 0
+    def build(self, num_blocks: int) -> KVCache:
+        """The cache; raises MemoryError where there is no memory for it."""
+        kind = NativeKVCache if self.is_native else TorchKVCache
+        return kind(num_blocks, self.block_size, self.config, self.dtype, self.device)
+
+
+def _is_native(config: ModelConfig, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> bool:
+    """The native kernels take heads in multiples of 16."""
+    computed = torch.bfloat16 if dtype is torch.int8 else dtype
+    return config.head_dim % 16 == 0 and uses_native(computed, device, kernels)

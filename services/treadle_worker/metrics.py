@@ -53,6 +53,12 @@ class WorkerMetrics:
             "prompt_tokens", "Prompt tokens that the engine took in; again after a takeover."
         )
         self.generation_tokens = counter("generation_tokens", "Tokens that the engine sampled.")
+        self.draft_tokens = counter(
+            "spec_decode_num_draft_tokens", "Tokens that speculation guessed and a step checked."
+        )
+        self.accepted_tokens = counter(
+            "spec_decode_num_accepted_tokens", "Tokens that an answer got sooner by speculation."
+        )
         self.queue_time = histogram(
             "request_queue_time_seconds",
             "From a request's arrival in its lane to its first step in an engine; takeovers are left out.",
@@ -102,6 +108,8 @@ class ModelMetrics:
             "prefix_cache_hits": metrics.prefix_hits.labels(name),
             "num_prompt_tokens": metrics.prompt_tokens.labels(name),
             "num_output_tokens": metrics.generation_tokens.labels(name),
+            "num_draft_tokens": metrics.draft_tokens.labels(name),
+            "num_accepted_tokens": metrics.accepted_tokens.labels(name),
         }
         self._redeliveries = {
             cause: metrics.redeliveries.labels(name, cause) for cause in ("death", "hand_back")

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from treadle.errors import DataLoss, TreadleError
-from treadle.models.profile import ServingProfile
 from treadle.models.stored_folder import StoredFolder
 from treadle_worker.config import EngineConfig
 from treadle_worker.engine_protocol import Ready
@@ -67,7 +66,7 @@ class ModelHost:
     async def run(self) -> None:
         """Serves the model for ever."""
         self.artifact = await self._resolved()
-        self.profile = ServingProfile(self.artifact.compute_digest, self.config.dtype).id
+        self.profile = self.config.profile(self.artifact.compute_digest).id
         self._changed()
         pause_s = _FIRST_PAUSE_S
         loop = asyncio.get_running_loop()

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.kv_cache import KVCache
-from treadle_worker.paged_attention import PagedAttention
+from treadle_worker.kv_cache import KVCache, begin_step
 
 
 class ModelRunner:
@@ -31,6 +30,8 @@ class ModelRunner:
             end += len(chunk.token_ids)
             rows.extend(range(end - chunk.num_logits, end))
         hidden_TE = self._hidden(chunks)
+        if len(rows) == end:
+            return self.model.logits(hidden_TE)
         return self.model.logits(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=hidden_TE.device)])
 
     @torch.inference_mode()
@@ -39,8 +40,7 @@ class ModelRunner:
         return self.model.logits(self._hidden(chunks))
 
     def _hidden(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
-        device = self.cache.keys.device
-        attend = PagedAttention(self.cache, self.model.config, chunks)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
-        hidden_TE: Tensor = self.model(torch.tensor(token_ids, device=device), attend.positions_T, attend)
+        token_ids_T = torch.tensor(token_ids, device=self.cache.keys.device)
+        hidden_TE: Tensor = self.model(token_ids_T, begin_step(self.cache, chunks))
         return hidden_TE

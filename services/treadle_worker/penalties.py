@@ -8,12 +8,20 @@ logits that are concerned are read and written, so that a row's arithmetic is it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from treadle_worker.engine_protocol import SamplingParams
+
+
+class TokenCounts(NamedTuple):
+    """What the penalties read of a history, at one position."""
+
+    token_ids: npt.NDArray[np.int64]
+    output_counts: npt.NDArray[np.float32]
 
 
 class TokenHistory:
@@ -35,6 +43,15 @@ class TokenHistory:
     def output_counts(self) -> npt.NDArray[np.float32]:
         """How often the output has each of token_ids."""
         return self._output_counts[: len(self._slots)]
+
+    def counts_after(self, tokens: Sequence[int]) -> TokenCounts:
+        """As it would be with these tokens appended to the output; the history stays as it is."""
+        fresh = [token for token in dict.fromkeys(tokens) if token not in self._slots]
+        slots = {token: slot for slot, token in enumerate(fresh, len(self._slots))}
+        counts = np.concatenate([self.output_counts, np.zeros(len(fresh), np.float32)])
+        for token in tokens:
+            counts[slots[token] if token in slots else self._slots[token]] += 1
+        return TokenCounts(np.concatenate([self.token_ids, np.array(fresh, np.int64)]), counts)
 
     def append(self, token: int) -> None:
         """Counts one more token of the output."""
@@ -66,7 +83,7 @@ def add_logit_bias(logits_RV: torch.Tensor, biases: Sequence[tuple[int, dict[int
 
 
 def apply_penalties(
-    logits_RV: torch.Tensor, penalties: Sequence[tuple[int, SamplingParams, TokenHistory]]
+    logits_RV: torch.Tensor, penalties: Sequence[tuple[int, SamplingParams, TokenHistory | TokenCounts]]
 ) -> None:
     """Lowers the logits of tokens that were seen, in place, for each named row.
 

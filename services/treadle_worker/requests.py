@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Iterator
 
 from treadle.errors import Internal, TreadleError
+from treadle.queue import dirty
 from treadle.queue.keys import RequestKeys
 from treadle.queue.lanes import Delivery
+from treadle.queue.log import EntryId
 from treadle.telemetry.tracing import NO_SPAN, Span
 from treadle.text.output import OutputText
 from treadle.text.tokenizer import Tokenizer
@@ -52,6 +54,9 @@ class RunningRequest:
         self._ending: Ending | TreadleError | None = None
         self._outgoing: Outgoing | None = None
         self._next_number = 1
+        self._flowing = False
+        """Whether tokens were written in this run."""
+        self._last = history.last
 
     def _rebuild(self, tokenizer: Tokenizer) -> OutputText:
         """The text's state behind the delivered tokens."""
@@ -174,9 +179,24 @@ class RunningRequest:
             self._next_number += 1
         return self._outgoing
 
-    def written(self) -> None:
-        """The entry on its way has arrived."""
-        self._outgoing = None
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything to write."""
+        unsaid = not self._started and self._cached_tokens is not None
+        return self._outgoing is not None or bool(self._batch) or unsaid or self.ended
+
+    @property
+    def may_gather(self) -> bool:
+        """Whether all there is to write is more of an answer that flows: it may wait for further tokens."""
+        return self._flowing and bool(self._batch) and self._outgoing is None and not self.ended
+
+    def written(self) -> bytes:
+        """The entry on its way has arrived; what to tell the gateways of it."""
+        assert self._outgoing is not None, "only what was on its way arrives"
+        id_ = EntryId(self.epoch, self._outgoing.number)
+        news = dirty.written(self.keys, id_, self._outgoing.data, self._last)
+        self._last, self._outgoing = id_, None
+        return news
 
     def _next(self) -> tuple[bytes, bool] | None:
         """Started first, then tokens, the end alone and last; with whether it is the end."""
@@ -186,6 +206,7 @@ class RunningRequest:
             return started_entry(self.job, self._cached_tokens), False
         if self._batch:
             batch, self._batch = self._batch, TokenBatch(self._num_tokens)
+            self._flowing = True
             return tokens_entry(batch), False
         if isinstance(self._ending, TreadleError):
             return error_entry(self._ending), True

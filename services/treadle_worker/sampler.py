@@ -25,6 +25,7 @@ import torch
 from treadle_worker.candidates import Cut, Float64Array, Int64Array, cut_best, cut_sizes
 from treadle_worker.engine_protocol import SamplingParams, TokenLogprobs
 from treadle_worker.penalties import (
+    TokenCounts,
     TokenHistory,
     add_logit_bias,
     apply_penalties,
@@ -43,7 +44,7 @@ class SampleRow(NamedTuple):
     params: SamplingParams
     position: int
     """Index in the output of the token to draw; with the seed it fixes the draw."""
-    history: TokenHistory | None = None
+    history: TokenHistory | TokenCounts | None = None
     """Where the parameters have penalties."""
 
 

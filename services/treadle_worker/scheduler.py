@@ -1,13 +1,23 @@
 """Which tokens the next step computes: one budget for prefill chunks and decodes, over plain integers.
 
-Decodes come first, so that a long prompt never stops the tokens of others.
-What is left of the budget goes to prompts, by rank: higher priority, then earlier arrival. A prompt that
-does not fit goes on in the next step. When blocks run out, the sequence of the worst rank is preempted:
-its blocks are freed, and its tokens are computed anew when there is room again.
+Decodes come first, so that a long prompt never stops the tokens of others. What is left of the budget goes
+to prompts, by rank: higher priority, then earlier arrival; where others decode, no more than fits into
+`max_inter_token_ms` by what steps took so far (step_time.py). A prompt that does not fit goes on in the next
+step. Last, while the step is small, decodes get drafts to check; a draft takes nothing from anybody: only
+what is left of the budget and of the blocks.
+
+When blocks run out, the sequence of the worst rank is preempted: its blocks are freed, and its tokens are
+computed anew when there is room again.
 
 Why it always makes progress: the best-ranked sequence is preempted by nobody, decodes leave it at least
-one token of the budget (there are at most as many sequences as tokens), nobody is admitted before it,
-and with nothing else running it fits, since `add` refuses what the whole cache could not hold.
+one token of the budget (there are at most as many sequences as tokens), nobody is admitted before it, the
+first prompt of a step gets MIN_CHUNK tokens whatever they take, and with nothing else running it fits, since
+`add` refuses what the whole cache could not hold.
+
+What that means for priorities: within one priority nobody is overtaken, so everybody's turn comes. Between
+priorities it is strict: as long as requests of a higher priority keep seats, blocks or budget full, lower
+ones wait, and running ones are preempted. Nobody ages into a higher priority: what starves ends with its
+deadline, and keeping urgent requests few is the gateway's part (its limits of tenants).
 """
 
 from __future__ import annotations
@@ -19,6 +29,8 @@ from dataclasses import dataclass, field
 
 from treadle_worker.block_manager import BlockManager
 from treadle_worker.sequence import Sequence, SequenceStatus
+from treadle_worker.speculation import Speculation
+from treadle_worker.step_time import PrefillLimit, StepTime, num_keys
 
 
 @dataclass(slots=True)
@@ -28,6 +40,11 @@ class SchedulerOutput:
     num_scheduled_tokens: dict[Sequence, int] = field(default_factory=dict)
     num_tokens: int = 0
     """Their sum."""
+    num_prefill_tokens: int = 0
+    num_prefill_keys: int = 0
+    """Pairs of a prompt's token in the step and one that it attends to."""
+    drafts: dict[Sequence, list[int]] = field(default_factory=dict)
+    """Tokens to check behind a sequence's own; they are among its scheduled ones."""
     admitted: list[Sequence] = field(default_factory=list)
     """Scheduled for the first time."""
     preempted: list[Sequence] = field(default_factory=list)
@@ -36,6 +53,18 @@ class SchedulerOutput:
         """Puts the sequence at the end of the step."""
         self.num_scheduled_tokens[sequence] = num_tokens
         self.num_tokens += num_tokens
+
+    def add_prefill(self, sequence: Sequence, num_tokens: int) -> None:
+        """Puts a chunk of a prompt at the end of the step."""
+        self.add(sequence, num_tokens)
+        self.num_prefill_tokens += num_tokens
+        self.num_prefill_keys += num_keys(sequence.num_computed_tokens, num_tokens)
+
+    def add_draft(self, sequence: Sequence, draft: list[int]) -> None:
+        """Has the draft of a sequence in the step checked with it."""
+        self.drafts[sequence] = draft
+        self.num_scheduled_tokens[sequence] += len(draft)
+        self.num_tokens += len(draft)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes the sequence out of the step, if it is there."""
@@ -46,7 +75,13 @@ class Scheduler:
     """Owns the waiting and the running sequences, and is the only one to move blocks for them."""
 
     def __init__(
-        self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_inter_token_ms: float = 0.0,
+        speculation: Speculation | None = None,
     ) -> None:
         if max_num_seqs > max_num_batched_tokens:
             raise ValueError(
@@ -56,6 +91,10 @@ class Scheduler:
         self.block_manager = block_manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_inter_token_ms = max_inter_token_ms
+        """What a step with decodes should take at most; 0: whatever its budget takes."""
+        self.step_time = StepTime()
+        self.speculation = speculation or Speculation()
         self.num_preemptions = 0
         self.num_chunked_prefills = 0
         self.prefix_cache_queries = 0
@@ -112,7 +151,19 @@ class Scheduler:
         output = SchedulerOutput()
         self._schedule_decodes(output)
         self._schedule_prefills(output)
+        self._schedule_drafts(output)
         return output
+
+    def verified(self, sequence: Sequence, num_draft_tokens: int, num_accepted_tokens: int) -> None:
+        """A step checked the sequence's draft: learns from it, and takes back blocks of what was rejected."""
+        if sequence.drafting is not None:
+            sequence.drafting.verified(num_draft_tokens, num_accepted_tokens)
+        self.block_manager.trim(sequence)
+
+    def observe(self, output: SchedulerOutput, took_ms: float) -> None:
+        """The step took so long."""
+        if output.num_tokens:
+            self.step_time.observe(output.num_prefill_tokens, output.num_prefill_keys, took_ms)
 
     def _schedule_decodes(self, output: SchedulerOutput) -> None:
         """Schedules every running sequence that lacks one token."""
@@ -135,8 +186,15 @@ class Scheduler:
         """Gives what is left of the budget to running and waiting prompts by rank."""
         started = [s for s in self.running() if s not in output.num_scheduled_tokens]
         started.reverse()
+        limit = (
+            PrefillLimit(self.step_time, self.max_inter_token_ms)
+            if self.max_inter_token_ms and output.num_scheduled_tokens
+            else None
+        )
         blocked = False  # nobody overtakes a waiting sequence that has no room
         while (budget := self.max_num_batched_tokens - output.num_tokens) > 0:
+            if limit is not None and limit.is_reached:
+                return
             while started and (
                 started[-1].status is not SequenceStatus.RUNNING or started[-1] in output.num_scheduled_tokens
             ):
@@ -152,8 +210,32 @@ class Scheduler:
             else:
                 return
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            if limit is not None:
+                num_tokens = limit.num_tokens(sequence.num_computed_tokens, num_tokens)
+                limit.take(sequence.num_computed_tokens, num_tokens)
             self.num_chunked_prefills += num_tokens < sequence.num_uncomputed_tokens
-            output.add(sequence, num_tokens)
+            output.add_prefill(sequence, num_tokens)
+
+    def _schedule_drafts(self, output: SchedulerOutput) -> None:
+        """Gives decodes drafts to check, by rank, from the budget and the blocks that are left."""
+        most = min(self.max_num_batched_tokens, self.speculation.max_rows)
+        if not self.speculation.num_speculative_tokens or output.num_tokens >= most:
+            return
+        blocks, longest = self.block_manager, self.speculation.num_speculative_tokens
+        for sequence in self.running():
+            drafting = sequence.drafting
+            if drafting is None or sequence.num_uncomputed_tokens != 1:
+                continue
+            # A draft of n tokens gives up to n + 1.
+            room = min(longest, most - output.num_tokens, sequence.max_num_tokens - sequence.num_tokens - 1)
+            if not blocks.can_append(sequence, room):
+                room = min(room, len(sequence.block_table) * blocks.block_size - sequence.num_tokens)
+            draft = self.speculation.draft(
+                drafting, sequence.token_ids, num_rows=output.num_tokens, room=room
+            )
+            if draft:
+                blocks.append(sequence, len(draft))
+                output.add_draft(sequence, draft)
 
     def _admit(self, sequence: Sequence, output: SchedulerOutput) -> bool:
         """Starts the first waiting sequence, if there is room.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 from treadle_worker.engine_protocol import SamplingParams
+from treadle_worker.speculation import Drafting
 
 
 class SequenceStatus(enum.Enum):
@@ -33,6 +35,10 @@ class Sequence:
     """Rises with every request: the younger one has the higher number."""
     priority: int = 0
     cache_salt: str = ""
+    max_num_tokens: int = sys.maxsize
+    """Prompt and output at which it ends."""
+    drafting: Drafting | None = None
+    """What speculation knows of it; None: its tokens are not guessed."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0

@@ -1,7 +1,8 @@
 """Writes the token streams: one pipeline a round for all requests, one step behind the engine.
 
-A round writes at most one entry a request, looks at each reply, and acknowledges the lane's entry of those
-whose end is there in the next round. While Redis is away it tries the same entries again.
+A round writes at most one entry a request and looks at each reply; with the next round go the news of what
+was written, and the acknowledgement of those whose end is there. Answers that flow are written in turns, at a
+pace that depends on how many there are (`pace`). While Redis is away it tries the same entries again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from redis.asyncio.client import Pipeline
 from treadle.errors import TreadleError
 from treadle.queue import dirty, keys, lanes
 from treadle.queue.log import Append, Appended, EntryId, append
+from treadle_worker.pace import Pace
 from treadle_worker.requests import RunningRequest
 
 logger = logging.getLogger(__name__)
@@ -31,13 +33,16 @@ class StreamWriter:
     (WRITTEN), another owner has it (FENCED), a gateway ended it (CANCELLED), or its log is gone (VANISHED).
     """
 
-    def __init__(self, redis: Redis, let_go: Callable[[RunningRequest, Appended], None]) -> None:
+    def __init__(self, redis: Redis, let_go: Callable[[RunningRequest, Appended], None], pace: Pace) -> None:
         self._redis = redis
         self._let_go = let_go
+        self._pace = pace
         self._marked: dict[RunningRequest, None] = {}
-        self._announced: dict[RunningRequest, None] = {}
         self._finished: dict[RunningRequest, None] = {}
+        self._news: dict[str, list[bytes]] = {}
+        """To tell, by gateway."""
         self._wake = asyncio.Event()
+        self._next_turn: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.entries_written = 0
@@ -46,23 +51,22 @@ class StreamWriter:
     def mark(self, request: RunningRequest) -> None:
         """There may be something to write."""
         self._marked[request] = None
-        self._news()
+        self._busy()
 
     def announce(self, request: RunningRequest) -> None:
         """Tells the request's gateways to read its log."""
-        self._announced[request] = None
-        self._news()
+        self._tell(request, dirty.unread(request.keys))
+        self._busy()
 
     def finish(self, request: RunningRequest) -> None:
         """Takes the entry of a request whose end is in its log out of its lane."""
         self.forget(request)
         self._finished[request] = None
-        self._news()
+        self._busy()
 
     def forget(self, request: RunningRequest) -> None:
         """Writes no more for the request."""
         self._marked.pop(request, None)
-        self._announced.pop(request, None)
 
     async def flushed(self) -> None:
         """Waits until everything is written and acknowledged."""
@@ -85,35 +89,54 @@ class StreamWriter:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 pause_s = _FIRST_PAUSE_S
-            if not (self._marked or self._announced or self._finished):
+            if not (self._marked or self._news or self._finished):
                 self._idle.set()
 
-    def _news(self) -> None:
+    def _busy(self) -> None:
         self._idle.clear()
         self._wake.set()
+
+    def _tell(self, request: RunningRequest, item: bytes) -> None:
+        for gateway_id in request.watchers:
+            self._news.setdefault(gateway_id, []).append(item)
+
+    def _due(self) -> list[RunningRequest]:
+        """What is to be written now: everything at a turn, else what may not wait for it."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not (num_flowing := sum(one.may_gather for one in self._marked)):
+            return list(self._marked)
+        wait_s = self._pace.wait_s(num_flowing, now)
+        if not wait_s:
+            self._pace.turned(now)
+            return list(self._marked)
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+        self._next_turn = loop.call_later(wait_s, self._wake.set)
+        return [one for one in self._marked if not one.may_gather]
 
     async def _round(self) -> bool:
         """One pipeline; True where Redis refused something for now."""
         writing: list[tuple[RunningRequest, Append, bool]] = []
-        for request in list(self._marked):
+        for request in self._due():
             outgoing = request.outgoing()
             if outgoing is None:
                 del self._marked[request]
             else:
                 entry_id = EntryId(request.epoch, outgoing.number)
                 writing.append((request, Append(request.keys, entry_id, outgoing.data), outgoing.is_terminal))
-        finished, announced = list(self._finished), list(self._announced)
+        finished = list(self._finished)
+        news = {gateway_id: list(items) for gateway_id, items in self._news.items()}
 
         def also(pipe: Pipeline) -> None:
-            _push_news(pipe, [*announced, *(request for request, _, _ in writing)])
+            dirty.push(pipe, news)
             for request in finished:
                 _acknowledge(pipe, request)
 
         outcomes = await append(self._redis, [entry for _, entry, _ in writing], also)
         for request in finished:
             self._finished.pop(request, None)
-        for request in announced:
-            self._announced.pop(request, None)
+        self._told(news)
         refused = False
         for (request, _, is_terminal), outcome in zip(writing, outcomes, strict=True):
             if request not in self._marked:
@@ -121,26 +144,30 @@ class StreamWriter:
             if outcome is Appended.REFUSED:
                 refused = True
             elif outcome is Appended.WRITTEN:
-                self.entries_written += 1
-                request.written()
-                if is_terminal:
-                    logger.info("ended a request", extra={"request_id": request.keys.request_id})
-                    self.finish(request)
-                    self._let_go(request, outcome)
+                self._written(request, is_terminal)
             else:
                 self.forget(request)
                 self._let_go(request, outcome)
-        if self._marked or self._finished or self._announced:
+        if self._news or self._finished or not all(one.may_gather for one in self._marked):
             self._wake.set()
         return refused
 
+    def _told(self, news: dict[str, list[bytes]]) -> None:
+        """What was told is told; what came meanwhile is still to tell."""
+        for gateway_id, items in news.items():
+            del self._news[gateway_id][: len(items)]
+            if not self._news[gateway_id]:
+                del self._news[gateway_id]
 
-def _push_news(pipe: Pipeline, requests: list[RunningRequest]) -> None:
-    news: dict[str, dict[str, None]] = {}
-    for request in requests:
-        for gateway_id in request.watchers:
-            news.setdefault(gateway_id, {})[request.keys.tag] = None
-    dirty.push(pipe, {gateway_id: list(tags) for gateway_id, tags in news.items()})
+    def _written(self, request: RunningRequest, is_terminal: bool) -> None:
+        self.entries_written += 1
+        self._tell(request, request.written())
+        if is_terminal:
+            logger.info("ended a request", extra={"request_id": request.keys.request_id})
+            self.finish(request)
+            self._let_go(request, Appended.WRITTEN)
+        elif not request.has_more:
+            self.forget(request)
 
 
 def _acknowledge(pipe: Pipeline, request: RunningRequest) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from profiles import Profile
 
-from treadle.nn.loader import load_model
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.kv_cache import KVCache
 from treadle_worker.model_runner import ModelRunner
 
 
@@ -35,14 +34,10 @@ class Driver:
     """A runner with a pool of blocks that are dealt out in a random order."""
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, *, num_blocks: int = 400, block_size: int = 16, seed: int = 0
+        self, folder: Path, profile: Profile, *, num_blocks: int = 400, block_size: int = 16, seed: int = 0
     ):
-        model = load_model(folder, dtype, torch.device("cpu"))
-        self.runner = ModelRunner(
-            model, KVCache(num_blocks, block_size, model.config, dtype, torch.device("cpu"))
-        )
-        self.runner.cache.keys.fill_(float("nan"))  # nothing may read what was not written
-        self.runner.cache.values.fill_(float("nan"))
+        model = profile.load(folder)
+        self.runner = ModelRunner(model, profile.cache(model.config, num_blocks, block_size))
         self.free = list(range(num_blocks))
         random.Random(seed).shuffle(self.free)
 

@@ -1,7 +1,7 @@
 """A request's tokens and log-probabilities have the same bits however the engine comes to them.
 
-Batched = alone, chunked = whole, cached = fresh, preempted = undisturbed, over the real model runner; each
-test shows that what it is about took place.
+Batched = alone, chunked = whole, cached = fresh, preempted = undisturbed, speculated = plain, over the real
+model runner; each test shows that what it is about took place.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from profiles import BFLOAT16, FLOAT32, INT4, TORCH_BFLOAT16, Profile
 
-from treadle.nn.loader import load_model
 from treadle_worker.block_manager import BlockManager
 from treadle_worker.engine import Engine
 from treadle_worker.engine_protocol import AddRequest, EngineStats, SamplingParams, TokenLogprobs
-from treadle_worker.kv_cache import KVCache
 from treadle_worker.model_runner import ModelRunner
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
+from treadle_worker.speculation import Speculation
 
 BLOCK_SIZE = 16
-CPU = torch.device("cpu")
+MODELS = [
+    *(("tiny", profile) for profile in (FLOAT32, BFLOAT16, INT4, TORCH_BFLOAT16)),
+    ("smollm2", BFLOAT16),
+]
 
 
 @dataclass(frozen=True)
@@ -40,25 +43,30 @@ class Model:
     """A loaded model, and how long its prompts and answers are here."""
 
     runner_model: torch.nn.Module
-    dtype: torch.dtype
+    profile: Profile
     vocab_size: int
     num_requests: int
     max_prompt: int
     max_new_tokens: int
 
     def engine(
-        self, *, num_blocks: int = 128, max_num_seqs: int = 16, budget: int = 1024, caching: bool = False
+        self,
+        *,
+        num_blocks: int = 128,
+        max_num_seqs: int = 16,
+        budget: int = 1024,
+        caching: bool = False,
+        speculation: Speculation | None = None,
     ) -> Engine:
         config = self.runner_model.config
-        cache = KVCache(num_blocks, BLOCK_SIZE, config, self.dtype, CPU)
-        for tensor in (cache.keys, cache.values):
-            tensor.fill_(torch.nan)  # what an earlier owner left must not matter
+        cache = self.profile.cache(config, num_blocks, BLOCK_SIZE)
         return Engine(
             ModelRunner(self.runner_model, cache),
             Scheduler(
                 BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=caching),
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=budget,
+                speculation=speculation,
             ),
             Sampler(),
             vocab_size=config.vocab_size,
@@ -119,16 +127,16 @@ def check_equal(answers: dict[str, Answer], alone: dict[str, Answer]) -> None:
         assert answer.logprobs == alone[request_id].logprobs
 
 
-@pytest.fixture(scope="module", params=["tiny-float32", "tiny-bfloat16", "smollm2-bfloat16"])
+@pytest.fixture(scope="module", params=MODELS, ids=lambda param: f"{param[0]}-{param[1].name}")
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     """The tiny one on one thread, the real one on two, whose split of the work must not show either."""
-    name, dtype_name = request.param.split("-")
+    name, profile = request.param
     folder: Path = request.getfixturevalue(f"{'tiny_llama' if name == 'tiny' else name}_folder")
-    dtype, threads = getattr(torch, dtype_name), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1 if name == "tiny" else 2)
-    loaded = load_model(folder, dtype, CPU)
+    loaded = profile.load(folder)
     count, long, new = (12, 120, 40) if name == "tiny" else (6, 60, 10)
-    yield Model(loaded, dtype, loaded.config.vocab_size, count, long, new)
+    yield Model(loaded, profile, loaded.config.vocab_size, count, long, new)
     torch.set_num_threads(threads)
 
 
@@ -213,3 +221,41 @@ def test_resumed_is_uninterrupted(model, requests, alone):
         assert request.output_token_ids + rest[request.request_id] == alone[request.request_id].token_ids
     print(f"{sum(len(request.output_token_ids) for request in resumed)} delivered tokens")
     assert all(rest.values())
+
+
+def test_speculated_is_plain(model, requests):
+    """Answers of a few tokens alone, which repeat themselves as much as they do not.
+
+    Crowded, so that drafts of some stand beside prompts and preemptions of others.
+    """
+    repeating = [
+        msgspec.structs.replace(
+            request,
+            prompt_token_ids=request.prompt_token_ids[:60],
+            sampling=msgspec.structs.replace(
+                request.sampling, logit_bias=dict.fromkeys(range(260, 266), 50.0), repetition_penalty=1.0
+            ),
+        )
+        for request in requests
+    ]
+    plain = {r.request_id: run(model.engine(max_num_seqs=1), [r])[r.request_id] for r in repeating}
+    num_blocks = 3 * -(-(60 + model.max_new_tokens) // BLOCK_SIZE)
+    engine = model.engine(
+        num_blocks=num_blocks,
+        max_num_seqs=4,
+        budget=48,
+        caching=True,
+        speculation=Speculation(num_speculative_tokens=4, max_rows=48, min_ngram=1),
+    )
+    urgent = [msgspec.structs.replace(request, priority=1) for request in repeating[::2]]
+    check_equal(run(engine, repeating[1::2], urgent), plain)
+    stats = engine.stats()
+    rejected = stats.num_draft_tokens - stats.num_accepted_tokens
+    print(
+        f"{stats.num_accepted_tokens} draft tokens accepted, {rejected} rejected, "
+        f"{stats.num_preemptions} preemptions, {stats.num_steps} steps for {stats.num_output_tokens} tokens"
+    )
+    assert stats.num_accepted_tokens > 0
+    assert rejected > 0
+    assert stats.num_preemptions > 0
+    assert stats.num_free_blocks == num_blocks

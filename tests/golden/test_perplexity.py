@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from profiles import BFLOAT16
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from treadle.nn.loader import load_model
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.kv_cache import KVCache
 from treadle_worker.model_runner import ModelRunner
 
 WINDOW = 4096
@@ -36,8 +35,8 @@ def test_perplexity_of_a_window_equals_transformers(smollm2_folder: Path):
     assert len(ids) == WINDOW
     targets = torch.tensor(ids[1:])
 
-    model = load_model(smollm2_folder, torch.bfloat16, torch.device("cpu"))
-    runner = ModelRunner(model, KVCache(WINDOW // 32, 32, model.config, torch.bfloat16, torch.device("cpu")))
+    model = BFLOAT16.load(smollm2_folder)
+    runner = ModelRunner(model, BFLOAT16.cache(model.config, WINDOW // 32, 32))
     ours, table = 0.0, list(range(WINDOW // 32))
     for start in range(0, WINDOW, CHUNK):
         logits = runner.prompt_logits([ScheduledChunk(ids[start : start + CHUNK], start, table, 0)])

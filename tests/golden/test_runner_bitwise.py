@@ -1,4 +1,4 @@
-"""The same bits however a step is put together: float32 and bfloat16, tiny models and the real one."""
+"""The same bits however a step is put together: every profile, tiny models and the real one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ import random
 import pytest
 import torch
 from paged_run import Driver, Row
+from profiles import BFLOAT16, FLOAT32, INT4, INT8, PROFILES, Profile
 from tiny_models import VOCABULARY, make
 
-DTYPES = [torch.float32, torch.bfloat16]
-KINDS = ["smollm2", "mistral", "qwen2_window", "qwen3"]
-
-
-@pytest.fixture(params=DTYPES, ids=["float32", "bfloat16"])
-def dtype(request) -> torch.dtype:
-    return request.param
+KINDS = ["smollm2", "llama3", "mistral", "qwen2_window", "qwen3"]
 
 
 @pytest.fixture
@@ -35,16 +30,18 @@ def same(one: Row, other: Row) -> int:
     return len(one.logits)
 
 
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda one: one.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_layout_batch_and_chunks_change_no_bit(kind, dtype, tmp_path, rng):
+def test_layout_batch_and_chunks_change_no_bit(kind, profile: Profile, tmp_path, rng):
     make(kind, tmp_path, rng.randrange(1 << 31))
-    driver = Driver(tmp_path, dtype, seed=rng.randrange(1 << 31))
+    driver = Driver(tmp_path, profile, seed=rng.randrange(1 << 31))
     prompts = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 120))] for _ in range(12)]
     check_invariance(driver, prompts, rng, new_tokens=10, largest_chunk=50)
 
 
-def test_the_real_model_changes_no_bit(smollm2_folder, dtype, rng):
-    driver = Driver(smollm2_folder, dtype, num_blocks=120, block_size=32, seed=rng.randrange(1 << 31))
+@pytest.mark.parametrize("profile", [FLOAT32, BFLOAT16, INT8, INT4], ids=lambda one: one.name)
+def test_the_real_model_changes_no_bit(smollm2_folder, profile: Profile, rng):
+    driver = Driver(smollm2_folder, profile, num_blocks=120, block_size=32, seed=rng.randrange(1 << 31))
     prompts = [[rng.randrange(49152) for _ in range(rng.randint(1, 150))] for _ in range(6)]
     check_invariance(driver, prompts, rng, new_tokens=5, largest_chunk=70)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from paged_run import Driver
+from profiles import FLOAT32, TORCH_FLOAT32, Profile
 from tiny_models import KINDS, VOCABULARY, make
 
 NEW_TOKENS = 64
@@ -26,8 +27,9 @@ def is_greedy(model, tokens: list[int], prompt_length: int) -> bool | None:
     return best.indices[:, 0].tolist() == tokens[prompt_length:]
 
 
+@pytest.mark.parametrize("profile", [FLOAT32, TORCH_FLOAT32], ids=lambda one: one.name)
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_greedy_tokens_equal_transformers(kind: str, tmp_path: Path):
+def test_logits_and_greedy_tokens_equal_transformers(kind: str, profile: Profile, tmp_path: Path):
     seed = random.SystemRandom().randrange(1 << 31)
     print(f"{kind}: seed {seed}")
     rng = random.Random(seed)
@@ -36,7 +38,7 @@ def test_logits_and_greedy_tokens_equal_transformers(kind: str, tmp_path: Path):
         assert (tmp_path / "model.safetensors.index.json").exists(), "the shards were not made"
     lengths = [150, 200, *(rng.randint(1, 140) for _ in range(14))]
     prompts = [[rng.randrange(VOCABULARY) for _ in range(length)] for length in lengths]
-    driver = Driver(tmp_path, torch.float32, seed=seed)
+    driver = Driver(tmp_path, profile, seed=seed)
 
     whole = driver.row(prompts[1], 200)
     with torch.no_grad():

@@ -46,6 +46,7 @@ WORKER = {
     *("engine_starts_total", "engine_steps_total", "num_preemptions_total"),
     *("prefix_cache_queries_total", "prefix_cache_hits_total"),
     *("prompt_tokens_total", "generation_tokens_total"),
+    *("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
     *("redeliveries_total", "request_ends_total"),
 }
 EVERYBODY = {
@@ -201,7 +202,9 @@ async def test_complete_answers_are_counted_one_by_one(view, stub):
     }
     assert {name: engine.by(name, model_name=MODEL) for name in counts} == counts
     assert engine.by("generation_tokens_total") >= sum(one.output_tokens for one in told)
-    assert engine.by("engine_steps_total") >= max(one.output_tokens for one in told)
+    accepted = engine.by("spec_decode_num_accepted_tokens_total")
+    assert engine.by("engine_steps_total") + accepted >= max(one.output_tokens for one in told)
+    assert engine.by("spec_decode_num_draft_tokens_total") >= accepted
     tokenizer = moved["tokenizer"]
     assert tokenizer.by("rpc_requests_total", method="Encode", code="OK") == 4
     assert tokenizer.by("rpc_requests_total", method="RenderChat", code="OK") == 1

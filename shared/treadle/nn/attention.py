@@ -10,14 +10,35 @@ from typing import Protocol
 
 from torch import Tensor
 
+from treadle.models.config import ModelConfig
+from treadle.nn.linear import RMSNorm
+from treadle.nn.rope import rotate
+
 
 class Attention(Protocol):
     """Attention of one step. It knows which token belongs to which sequence, and where the keys are."""
 
-    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        """Adds the layer's new keys and values to the cache, and attends: [T, H, D].
+    def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
+        """Norms and turns queries and keys, adds keys and values to the cache, and attends: [T, H D].
 
-        A token sees its own sequence up to itself, within the layer's window. Query head h reads key
-        head h // (H / K); scores are scaled by D ** -0.5.
+        `qkv_TX` has a row's query heads, key heads and value heads, X = (H + 2 K) D. A token sees its own
+        sequence up to itself, within the layer's window. Query head h reads key head h // (H / K); scores
+        are scaled by D ** -0.5.
         """
         ...
+
+
+def heads_of(
+    qkv_TX: Tensor,
+    config: ModelConfig,
+    cos: Tensor,
+    sin: Tensor,
+    q_norm: RMSNorm | None,
+    k_norm: RMSNorm | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, H, D] and keys [T, K, D], normed and turned, and values [T, K, D], in torch."""
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    q_THD, k_TKD, v_TKD = qkv_TX.unflatten(-1, (-1, config.head_dim)).split((heads, kv_heads, kv_heads), 1)
+    if q_norm is not None and k_norm is not None:
+        q_THD, k_TKD = q_norm(q_THD), k_norm(k_TKD)
+    return rotate(q_THD, cos, sin), rotate(k_TKD, cos, sin), v_TKD

@@ -6,6 +6,7 @@ Shapes: T tokens, I inputs, O outputs.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,19 @@ _HALF_STEPS = ((64, 8), (256, 32))
 some 0.6 MB, for each number of rows that a layer has seen."""
 
 
+class Kernel(Protocol):
+    """A product with weights of its own; see `Linear.forward`."""
+
+    def __call__(self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None) -> Tensor:
+        """[T, I], or [T, 2 I] where gated, to [T, O]; may put the result into `residual`."""
+        ...
+
+
 class Linear(nn.Module):
     """`x W^T + b`, each row with the same bits whatever the number of rows.
 
     Accumulated in float32; the result has the dtype of x. Products have the property once their rows are
-    padded. `prepare` chooses the kernel, by dtype and
-    machine, never by the batch.
+    padded. `prepare` or `use` chooses the kernel, by profile and machine, never by the batch.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
@@ -34,6 +42,7 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self._packed: _PackedHalf | None = None
+        self._kernel: Kernel | None = None
 
     def prepare(self) -> None:
         """Once the weights are there: packs or widens them where the CPU has no products of their dtype.
@@ -47,25 +56,52 @@ class Linear(nn.Module):
         else:
             self.float()
 
+    def use(self, kernel: Kernel) -> None:
+        """Multiplies with this from now on, and lets go of the weights: the kernel has its own."""
+        self._kernel = kernel
+        self.weight.data = self.weight.new_empty(0)
+
     @property
     def comes_in_sizes(self) -> bool:
         """Whether its products are half types' on a CPU that has such."""
         return (
             self._packed is None
+            and self._kernel is None
             and self.weight.device.type == "cpu"
             and self.weight.dtype is not torch.float32
         )
 
-    def forward(self, x_TI: Tensor) -> Tensor:
-        """[T, I] to [T, O]."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        norm: RMSNorm | None = None,
+        gated: bool = False,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """[T, I] to [T, O]: the product of `norm(x)`, plus `residual`, whose memory may become the result's.
+
+        `gated`: x is [T, 2 I], gates and values, and the product of `silu(gates) * values` is taken.
+        """
+        if self._kernel is not None:
+            return self._kernel(x, norm, gated, residual)
+        if norm is not None:
+            x = norm(x)
+        if gated:
+            gates_TI, values_TI = x.chunk(2, dim=-1)
+            x = silu(gates_TI) * values_TI
+        y_TO = self._product(x)
+        return y_TO if residual is None else residual + y_TO
+
+    def _product(self, x_TI: Tensor) -> Tensor:
         if self._packed is not None:
             return self._packed(x_TI)
         rows, dtype = x_TI.shape[0], x_TI.dtype
         x_TI = x_TI.to(self.weight.dtype)
         if x_TI.dtype is torch.float32:
-            x_TI = _pad_rows(x_TI, FLOAT32_ROWS)
+            x_TI = pad_rows(x_TI, FLOAT32_ROWS)
         elif self.comes_in_sizes:
-            x_TI = _pad_rows(x_TI, _half_multiple(rows))
+            x_TI = pad_rows(x_TI, _half_multiple(rows))
         return F.linear(x_TI, self.weight, self.bias)[:rows].to(dtype)
 
 
@@ -88,7 +124,7 @@ class _PackedHalf:
         self._unscale = 1.0 / scale
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        rows_RI = _pad_rows(x_TI.float(), self.ROWS)
+        rows_RI = pad_rows(x_TI.float(), self.ROWS)
         y_RO: Tensor = torch.ops.quantized.linear_dynamic_fp16(rows_RI, self._packed)
         return (y_RO[: x_TI.shape[0]] * self._unscale).to(x_TI.dtype)
 
@@ -115,7 +151,8 @@ def warm_up(model: nn.Module, rows: int) -> None:
             layer(torch.zeros(size, layer.weight.shape[1], dtype=layer.weight.dtype))
 
 
-def _pad_rows(x_TI: Tensor, multiple: int) -> Tensor:
+def pad_rows(x_TI: Tensor, multiple: int) -> Tensor:
+    """[T, I] with zeros behind it, to a multiple of so many rows."""
     missing = -x_TI.shape[0] % multiple
     return F.pad(x_TI, (0, 0, 0, missing)) if missing else x_TI
 

@@ -13,7 +13,7 @@ from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
 from treadle.models.config import ModelConfig, read_config
 from treadle.nn import llama
-from treadle.nn.linear import Linear
+from treadle.nn.execution import Kernels, Quantization, prepare
 
 BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
     "llama": llama.build,
@@ -27,11 +27,17 @@ INDEX = "model.safetensors.index.json"
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.LlamaForCausalLM:
-    """The model of a canonical folder, in `dtype` on `device`.
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantization: Quantization = "",
+    kernels: Kernels = "auto",
+) -> llama.LlamaForCausalLM:
+    """The model of a canonical folder, in `dtype` on `device`, with its kernels chosen (`nn.execution`).
 
-    Weights that are stored in `dtype` stay memory-mapped on the CPU; `Linear.prepare` says where a copy
-    is made. Raises InvalidArgument or FailedPrecondition for the configuration, and DataLoss for files
+    Raises InvalidArgument or FailedPrecondition for the configuration, and DataLoss for files
     that are missing, damaged, or hold other tensors than it asks for; the message names them.
     """
     config = read_config(folder)
@@ -50,12 +56,21 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> llama.
             f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
         )
     state |= {name: state[source] for name, source in tied.items()}
+    _merge(state)
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.prepare()
+    del state
+    prepare(model, quantization=quantization, kernels=kernels)
     return model
+
+
+def _merge(state: dict[str, torch.Tensor]) -> None:
+    """Puts what is multiplied at once into one tensor each."""
+    for merged, parts in llama.MERGED.items():
+        first = parts[0]
+        for name in [name for name in state if f".{first}." in name]:
+            rows = [state.pop(name.replace(first, part)) for part in parts]
+            state[name.replace(first, merged)] = torch.cat(rows)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -42,6 +42,11 @@ class RotaryEmbedding:
         angles = positions[:, None] * inverse_frequencies(config)
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each [positions, head_dim / 2]."""
+        return self._cos, self._sin
+
     def at(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [T, 1, head_dim / 2] of these positions."""
         return self._cos[positions_T].unsqueeze(1), self._sin[positions_T].unsqueeze(1)

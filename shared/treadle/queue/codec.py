@@ -8,17 +8,17 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 from redis.typing import EncodableT, FieldT
 
-from treadle.api.worker.v1.queue_pb2 import ControlEntry, Heartbeat, LaneEntry, StreamEntry
+from treadle.api.worker.v1.queue_pb2 import ControlEntry, Heartbeat, LaneEntry, News, StreamEntry
 from treadle.errors import DataLoss, FailedPrecondition
 from treadle.queue.keys import SCHEMA_VERSION
 
-Entry = TypeVar("Entry", LaneEntry, StreamEntry, Heartbeat, ControlEntry)
+Entry = TypeVar("Entry", LaneEntry, StreamEntry, Heartbeat, ControlEntry, News)
 
 FIELD = b"d"
 """The one field of every stream entry."""
 
 
-def encode(entry: LaneEntry | StreamEntry | Heartbeat | ControlEntry) -> bytes:
+def encode(entry: LaneEntry | StreamEntry | Heartbeat | ControlEntry | News) -> bytes:
     """The entry's bytes; stamps this schema's version on it."""
     entry.version = SCHEMA_VERSION
     return entry.SerializeToString()

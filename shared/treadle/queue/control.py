@@ -63,7 +63,7 @@ def _cancel_notice(request: RequestKeys) -> ControlEntry:
 @redis_errors
 async def _announce(redis: Redis, request: RequestKeys, watchers: frozenset[str], retention_ms: int) -> None:
     pipe = redis.pipeline(transaction=False)
-    dirty.push(pipe, {gateway_id: [request.tag] for gateway_id in watchers})
+    dirty.push(pipe, {gateway_id: [dirty.unread(request)] for gateway_id in watchers})
     for key in request.living_with_log:
         pipe.pexpire(key, retention_ms)
     pipe.delete(request.attached)

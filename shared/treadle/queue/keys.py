@@ -14,7 +14,7 @@ keys of one request, or of one profile, in one slot of a cluster.
 | `treadle:request:{…}:owner` | string: the consumer | the worker that took it | – | with the log |
 | `treadle:request:{…}:watchers` | set of gateway ids | gateways that wait for it | one a gateway | with the log |
 | `treadle:request:{…}:attached` | string | the gateway that has the client | – | that gateway's `attached_s` (ATTACHED_MS), renewed three times in it |
-| `treadle:gateway:<gateway_id>:dirty` | list of request tags with news | workers push, the gateway pops | DIRTY_LIMIT, trimmed | DIRTY_MS after the last push |
+| `treadle:gateway:<gateway_id>:dirty` | list of News | workers push, the gateway pops | DIRTY_LIMIT items, trimmed | DIRTY_MS after the last push |
 | `treadle:workers` | set of consumers | workers | one a worker; whoever finds a beat gone removes it | – |
 | `treadle:worker:<consumer>:beat` | Heartbeat | the worker | – | its lease (LEASE_MS), renewed three times in it |
 | `treadle:worker:<consumer>:control` | stream of ControlEntry | gateways | CONTROL_LIMIT, trimmed | as the beat |
@@ -48,7 +48,7 @@ RENEWALS = 3
 HANDED_BACK_IDLE_MS = 86_400_000
 """The idle time that handed back entries are given: longer than any lease."""
 DIRTY_MS = 60_000
-DIRTY_LIMIT = 65_536
+DIRTY_LIMIT = 16_384
 CONTROL_LIMIT = 4_096
 
 WORKERS = "treadle:workers"
@@ -97,14 +97,8 @@ class RequestKeys:
 
     @property
     def tag(self) -> str:
-        """What dirty lists carry: "<tenant>:<request_id>"; tenants hold no colon."""
+        """ "<tenant>:<request_id>"; tenants hold no colon."""
         return f"{self.tenant}:{self.request_id}"
-
-    @classmethod
-    def from_tag(cls, tag: str | bytes) -> RequestKeys:
-        """The keys of the request that a dirty list names."""
-        tenant, _, request_id = (tag.decode() if isinstance(tag, bytes) else tag).partition(":")
-        return cls(tenant, request_id)
 
     def _key(self, part: str) -> str:
         return f"treadle:request:{{{self.tag}}}:{part}"

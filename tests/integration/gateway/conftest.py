@@ -156,7 +156,7 @@ class ScriptedWorker:
 
     async def append(self, request: RequestKeys, id_: EntryId, message: StreamEntry) -> Appended:
         watchers = [name.decode() for name in await self.redis.smembers(request.watchers)]
-        news = {watcher: [request.tag] for watcher in watchers}
+        news = {watcher: [dirty.unread(request)] for watcher in watchers}
         (outcome,) = await append(
             self.redis, [Append(request, id_, codec.encode(message))], lambda pipe: dirty.push(pipe, news)
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
 from treadle.api.worker.v1.queue_pb2 import StreamEntry
 from treadle.errors import Unavailable
+from treadle.queue.dirty import News
 from treadle.queue.keys import RequestKeys
 from treadle.queue.log import READ_LIMIT, EntryId, Log, LogEntry
-from treadle_gateway.subscriptions import Subscriptions
+from treadle_gateway.subscriptions import MAX_HELD, Subscription, Subscriptions
 
 REQUEST = RequestKeys("default", "r1")
 
@@ -85,6 +87,82 @@ async def test_a_log_that_is_gone_fails_the_wait(subscriptions, wakes):
     one.give(log(0, 0, exists=False))
     with pytest.raises(Unavailable, match="send the request again"):
         await waiting
+
+
+def heard(number: int, *, epoch: int = 1, previous: EntryId | None = None) -> News:
+    id_ = EntryId(epoch, number)
+    return News(REQUEST, LogEntry(id_, StreamEntry()), previous or EntryId(epoch, number - 1))
+
+
+async def taken(one: Subscription) -> list[tuple[int, int]]:
+    return [tuple(entry.id) for entry in await one.next()]
+
+
+async def test_entries_that_come_with_news_need_no_read(subscriptions, wakes):
+    one = subscriptions.add(REQUEST, lambda: wakes.append(1), EntryId(0, 1), news=False)
+    waiting = asyncio.create_task(taken(one))
+    await asyncio.sleep(0)
+    one.hear(heard(1, previous=EntryId(0, 1)))
+    assert await waiting == [(1, 1)]
+    one.hear(heard(2))
+    one.hear(heard(3))
+    one.hear(heard(2))
+    assert await taken(one) == [(1, 2), (1, 3)]
+    # Another owner: its fence lies between.
+    one.hear(heard(1, epoch=4, previous=EntryId(1, 3)))
+    assert await taken(one) == [(4, 1)]
+    assert not wakes
+    assert not one.wants_reading
+
+
+async def test_a_gap_a_pile_and_news_without_an_entry_lead_to_the_log(subscriptions, wakes):
+    one = subscriptions.add(REQUEST, lambda: wakes.append(1), EntryId(1, 0), news=False)
+    for number in range(1, MAX_HELD + 3):
+        one.hear(heard(number))
+    assert await taken(one) == [(1, number) for number in range(1, MAX_HELD + 1)]
+    for news in (heard(MAX_HELD + 2), News(REQUEST)):
+        one.begin_reading()
+        waiting = asyncio.create_task(taken(one))
+        await asyncio.sleep(0)
+        assert not one.wants_reading
+        one.hear(news)
+        assert one.wants_reading
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_whatever_is_missed_each_entry_is_handed_out_once_and_in_order(subscriptions):
+    """News are lost, doubled and late, reads come at any time, and the client is slow at times."""
+    seed = random.randrange(1 << 30)
+    rng = random.Random(seed)
+    got, reads = 0, 0
+    for _ in range(200):
+        one = subscriptions.add(REQUEST, lambda: None, EntryId(1, 0), news=False)
+        written, out, late, waiting = 0, [], [], None
+        while len(out) < 30:
+            if written < 30:
+                written += 1
+                late += [heard(written)] * rng.choice([0, 1, 1, 1, 2])
+            while late and rng.random() < 0.7:
+                one.hear(late.pop(0))
+            if written == 30 and not late:
+                one.mark()  # the sweep
+            if waiting is None and rng.random() < 0.6:
+                waiting = asyncio.create_task(taken(one))
+            await asyncio.sleep(0)
+            if one.wants_reading:
+                one.begin_reading()
+                one.give(log(1, written))
+                reads += 1
+                await asyncio.sleep(0)
+            if waiting is not None and waiting.done():
+                out += waiting.result()
+                waiting = None
+        assert out == [(1, number) for number in range(1, 31)], seed
+        got += len(out)
+        subscriptions.remove(one)
+    assert reads
+    print(f"{got} entries in their order with {reads} reads, seed {seed}")
 
 
 def test_the_table_forgets(subscriptions):

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from treadle_worker.engine_process import choose_device
+from treadle_worker.engine_loader import choose_device
 
 
 @pytest.fixture

@@ -3,112 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import msgspec
 import pytest
 import torch
-
-from treadle_worker.batch import ScheduledChunk
-from treadle_worker.block_manager import BlockManager
-from treadle_worker.engine import Engine
-from treadle_worker.engine_protocol import AddRequest, SamplingParams, SequenceOutput
-from treadle_worker.sampler import Sampler
-from treadle_worker.scheduler import Scheduler
-
-VOCAB = 50
-BROKEN = 49
-"""A token after which the mock model's logits are not finite."""
-
-
-class MockRunner:
-    """A model whose logits are a hash of all tokens before; it keeps them in a cache of its own."""
-
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        self.slots: list[list[tuple[int, bool]]] = [[(0, False)] * block_size for _ in range(num_blocks)]
-        self.block_size = block_size
-        self.num_chunks = 0
-
-    def run(self, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
-        self.num_chunks += len(chunks)
-        states = [(chunk, self._write(chunk)) for chunk in chunks]
-        rows = [self._row(*state) for chunk, state in states if chunk.num_logits]
-        return torch.stack(rows) if rows else torch.zeros(0, VOCAB)
-
-    def _write(self, chunk: ScheduledChunk) -> tuple[int, bool]:
-        state = (0, False)
-        if chunk.start:
-            before = chunk.start - 1
-            state = self.slots[chunk.block_table[before // self.block_size]][before % self.block_size]
-        for position, token in enumerate(chunk.token_ids, chunk.start):
-            state = (hash((state[0], token)), state[1] or token == BROKEN)
-            self.slots[chunk.block_table[position // self.block_size]][position % self.block_size] = state
-        return state
-
-    def _row(self, digest: int, broken: bool) -> torch.Tensor:
-        row = torch.randn(VOCAB, generator=torch.Generator().manual_seed(digest & 0xFFFFFFFF)) * 2
-        row[BROKEN] = -50.0  # never drawn by itself
-        if broken:
-            row[3] = torch.nan
-        return row
-
-
-def make_engine(
-    *,
-    num_blocks: int = 32,
-    block_size: int = 4,
-    max_model_len: int = 100,
-    caching: bool = True,
-    seqs: int = 8,
-) -> Engine:
-    return Engine(
-        MockRunner(num_blocks, block_size),
-        Scheduler(
-            BlockManager(num_blocks, block_size, enable_prefix_caching=caching),
-            max_num_seqs=seqs,
-            max_num_batched_tokens=16,
-        ),
-        Sampler(),
-        vocab_size=VOCAB,
-        max_model_len=max_model_len,
-    )
-
-
-def request(
-    request_id: str, prompt: list[int], *, output: Sequence[int] = (), **fields: object
-) -> AddRequest:
-    own = {name: fields.pop(name) for name in ("priority", "cache_salt") if name in fields}
-    return AddRequest(
-        request_id=request_id,
-        prompt_token_ids=prompt,
-        output_token_ids=list(output),
-        sampling=SamplingParams(**{"max_new_tokens": 8, "logprobs": 2, **fields}),
-        **own,
-    )
-
-
-def run(engine: Engine, *requests: AddRequest) -> dict[str, list[SequenceOutput]]:
-    """All outputs by request, once everything has ended; each says where its tokens stand."""
-    for each in requests:
-        engine.add_request(each)
-    outputs: dict[str, list[SequenceOutput]] = {each.request_id: [] for each in requests}
-    begun = {each.request_id: len(each.output_token_ids) for each in requests}
-    for _ in range(10_000):
-        if not engine.has_work:
-            break
-        for output in engine.step().outputs:
-            said = outputs[output.request_id]
-            assert output.first_index == begun[output.request_id] + sum(len(o.token_ids) for o in said)
-            assert not (said and said[-1].finish_reason), "something came after the end"
-            said.append(output)
-    assert not engine.has_work
-    assert engine.stats().num_free_blocks == engine.stats().num_blocks
-    assert all(said[-1].finish_reason for said in outputs.values())
-    return outputs
-
-
-def tokens(outputs: list[SequenceOutput]) -> list[int]:
-    return [token for output in outputs for token in output.token_ids]
+from mock_engine import BROKEN, VOCAB, make_engine, request, run, tokens
 
 
 def test_length_and_context_end_a_request():

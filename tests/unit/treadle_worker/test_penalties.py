@@ -74,6 +74,20 @@ def test_repetition_counts_the_prompt_and_the_others_only_the_output():
     assert logits[0].tolist() == [1, 1, 1, 0.5, 1, 0.5 - 0.25 - 0.25, 1, 1]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_counts_after_a_draft_are_those_of_a_history_that_has_it(seed):
+    rng = random.Random(seed)
+    prompt, output, draft = (rng.choices(range(40), k=k) for k in (15, 10, 6))
+    history, kept = TokenHistory(prompt, output), TokenHistory(prompt, output)
+    for end in range(len(draft) + 1):
+        seen, grown = history.counts_after(draft[:end]), TokenHistory(prompt, output + draft[:end])
+        assert seen.token_ids.tolist() == grown.token_ids.tolist()
+        assert seen.output_counts.tolist() == grown.output_counts.tolist()
+    assert history.token_ids.tolist() == kept.token_ids.tolist()
+    assert history.output_counts.tolist() == kept.output_counts.tolist()
+    print(f"{len(seen.token_ids) - len(history.token_ids)} of {len(draft)} tokens are new")
+
+
 def test_bias_and_suppression_touch_only_their_rows():
     logits = torch.zeros(3, 5)
     add_logit_bias(logits, [(0, {1: 2.5}), (2, {0: -100.0, 4: 1.0})])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from treadle.api.worker.v1 import queue_pb2
 from treadle.api.worker.v1.queue_pb2 import StreamEntry
 from treadle.errors import DeadlineExceeded
 from treadle.queue import codec
 from treadle.queue.keys import RequestKeys
 from treadle.queue.lanes import Delivery
+from treadle.queue.log import EntryId
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.engine_protocol import SamplingParams, SequenceOutput, TokenLogprobs
 from treadle_worker.jobs import History, Job
@@ -159,3 +163,81 @@ def test_the_table_knows_a_request_by_every_name(make):
     table.remove(request)
     table.remove(request)
     assert len(table) == 0
+
+
+@pytest.mark.parametrize("minimum", [0, 9])
+@pytest.mark.parametrize("fields", [{}, {"stop_strings": ("lo w",)}, {"stop_strings": ("zz",)}], ids=str)
+@pytest.mark.parametrize("reason", ["length", "stop_token"])
+def test_several_tokens_a_step_are_what_they_are_one_by_one(make, tokenizer, minimum, fields, reason):
+    """Wherever steps cut the answer: text, ids, log-probabilities and end."""
+    ids = tokenizer.encode("hello wörld lo w")
+    stop = {"stop_token_id": ids[-1]} if reason == "stop_token" else {}
+
+    def answer(cuts: set[int]) -> tuple[object, ...]:
+        request = make(sampling={"min_new_tokens": minimum}, **fields)
+        ends = sorted({*cuts, len(ids)})
+        for first, end in zip([0, *ends], ends, strict=False):
+            logprobs = [TokenLogprobs(logprob=-float(place)) for place in range(first, end)]
+            last = {"finish_reason": reason, **stop} if end == len(ids) else {}
+            if step(request, first, ids[first:end], logprobs=logprobs, **last):
+                break
+        entries = drained(request)
+        said = [entry.tokens for entry in entries if entry.HasField("tokens")]
+        return (
+            [token for part in said for token in part.token_ids],
+            "".join(part.text for part in said),
+            [one.logprob for part in said for one in part.logprobs],
+            entries[-1],
+        )
+
+    one_by_one = answer(set(range(1, len(ids))))
+    rng = random.Random(3)
+    for _ in range(30):
+        assert answer(set(rng.sample(range(1, len(ids)), rng.randrange(8)))) == one_by_one
+    stopped = fields.get("stop_strings") == ("lo w",)
+    print(one_by_one[1])
+    assert (len(one_by_one[0]) < len(ids)) == (stopped and minimum == 0)
+
+
+def test_only_more_of_an_answer_that_flows_may_gather(make, tokenizer):
+    request = make()
+    ids = tokenizer.encode("hello world")
+    assert not request.has_more
+    step(request, 0, ids[:1], num_cached_tokens=0)
+    gathered = []
+    for place in range(1, 8):
+        while request.has_more and not request.may_gather:
+            request.outgoing()
+            request.written()
+        step(request, place, ids[place : place + 1])
+        gathered.append(request.may_gather)
+    assert gathered == [True] * 7
+    step(request, 8, ids[8:9], finish_reason="length")
+    assert not request.may_gather, "an end waits for nothing"
+    assert kinds(drained_on(request)) == ["tokens", "terminal"]
+    again = make(History(True, 0, ids[:4]), epoch=2)
+    step(again, 4, ids[4:5])
+    assert again.has_more
+    assert not again.may_gather, "the first tokens after a takeover are waited for"
+
+
+def drained_on(request: RunningRequest) -> list[StreamEntry]:
+    entries = []
+    while not entries or not entries[-1].HasField("terminal"):
+        entries.append(codec.decode(StreamEntry, request.outgoing().data))
+        request.written()
+    return entries
+
+
+def test_news_say_what_was_written_and_what_came_before_it(make, tokenizer):
+    ids = tokenizer.encode("hello")
+    request = make(History(True, 0, ids[:2], last=EntryId(1, 5)), epoch=3)
+    said = []
+    for place in range(2, 5):
+        step(request, place, ids[place : place + 1])
+        request.outgoing()
+        said.append(queue_pb2.News.FromString(request.written()))
+    assert [(news.epoch, news.number) for news in said] == [(3, 1), (3, 2), (3, 3)]
+    assert [(news.previous_epoch, news.previous_number) for news in said] == [(1, 5), (3, 1), (3, 2)]
+    texts = [codec.decode(StreamEntry, news.entry).tokens.text for news in said]
+    assert texts == ["l", "l", "o"]

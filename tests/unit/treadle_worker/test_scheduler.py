@@ -18,6 +18,7 @@ from treadle_worker.block_manager import BlockManager
 from treadle_worker.engine_protocol import SamplingParams
 from treadle_worker.scheduler import Scheduler, SchedulerOutput
 from treadle_worker.sequence import Sequence, SequenceStatus
+from treadle_worker.speculation import Speculation
 
 VOCAB = 5
 
@@ -42,12 +43,14 @@ class Limits:
     max_num_seqs: int = 6
     max_num_batched_tokens: int = 16
     enable_prefix_caching: bool = True
+    speculation: Speculation | None = None
 
     def scheduler(self) -> Scheduler:
         return Scheduler(
             BlockManager(self.num_blocks, self.block_size, enable_prefix_caching=self.enable_prefix_caching),
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            speculation=self.speculation,
         )
 
 
@@ -80,6 +83,8 @@ class Trace:
         self.sequences: dict[Sequence, Request] = {}
         self.finished: dict[Sequence, Request] = {}
         self.num_aborted = 0
+        self.num_accepted = 0
+        self.num_rejected = 0
 
     def run(self) -> None:
         steps = 0
@@ -96,6 +101,8 @@ class Trace:
                     arrival=len(self.requests) - len(coming),
                     priority=request.priority,
                     cache_salt=request.salt,
+                    max_num_tokens=len(request.prompt) + request.max_new_tokens,
+                    drafting=self.scheduler.speculation.start(),
                 )
                 self.scheduler.add(sequence)
                 self.sequences[sequence] = request
@@ -121,25 +128,37 @@ class Trace:
         self.check_blocks()
         self.check_output(output, status, decoding)
         for sequence, num_tokens in output.num_scheduled_tokens.items():
-            self.compute(sequence, num_tokens)
+            self.compute(sequence, num_tokens, output.drafts.get(sequence, []))
         for sequence in list(output.num_scheduled_tokens):
             if sequence.num_uncomputed_tokens == 0:
-                self.advance(sequence)
+                self.advance(sequence, output.drafts.get(sequence, []))
 
-    def compute(self, sequence: Sequence, num_tokens: int) -> None:
+    def compute(self, sequence: Sequence, num_tokens: int, draft: list[int]) -> None:
         size, start = self.limits.block_size, sequence.num_computed_tokens
-        wanted = chain(sequence.cache_salt, sequence.token_ids)
+        wanted = chain(sequence.cache_salt, sequence.token_ids + draft)
         table = sequence.block_table
         held = [self.slots[table[i // size]][i % size] for i in range(start)]
         assert held == wanted[:start], "the cache holds something else"
         for i in range(start, start + num_tokens):
             assert self.blocks._hash_of[table[i // size]] is None, "a findable block is overwritten"
             self.slots[table[i // size]][i % size] = wanted[i]
-        sequence.num_computed_tokens += num_tokens
+        sequence.num_computed_tokens += num_tokens - len(draft)
 
-    def advance(self, sequence: Sequence) -> None:
-        self.blocks.commit(sequence)
-        sequence.token_ids.append(chain(sequence.cache_salt, sequence.token_ids)[-1] % VOCAB)
+    def advance(self, sequence: Sequence, draft: list[int]) -> None:
+        accepted = 0
+        for foreseen in [*draft, None]:
+            self.blocks.commit(sequence)
+            sequence.token_ids.append(chain(sequence.cache_salt, sequence.token_ids)[-1] % VOCAB)
+            if sequence.num_output_tokens == sequence.sampling.max_new_tokens:
+                break
+            if sequence.token_ids[-1] != foreseen:
+                break
+            sequence.num_computed_tokens += 1
+            accepted += 1
+        self.num_accepted += accepted
+        self.num_rejected += len(draft) - accepted
+        if draft:
+            self.scheduler.verified(sequence, len(draft), accepted)
         if sequence.num_output_tokens == sequence.sampling.max_new_tokens:
             self.scheduler.finish(sequence)
             self.finished[sequence] = self.sequences.pop(sequence)
@@ -173,7 +192,9 @@ class Trace:
         for sequence, num_tokens in output.num_scheduled_tokens.items():
             assert sequence in running
             end = sequence.num_computed_tokens + num_tokens
-            assert sequence.num_computed_tokens < end <= sequence.num_tokens
+            draft = output.drafts.get(sequence, [])
+            assert sequence.num_computed_tokens < end <= sequence.num_tokens + len(draft)
+            assert not draft or end == sequence.num_tokens + len(draft) < sequence.max_num_tokens
             assert len(sequence.block_table) * self.limits.block_size >= end
         for sequence in decoding:
             assert sequence in output.num_scheduled_tokens or sequence in output.preempted
@@ -201,6 +222,7 @@ def traces(draw: st.DrawFn) -> Trace:
         max_num_seqs=draw(st.integers(1, 6)),
         max_num_batched_tokens=draw(st.integers(6, 24)),
         enable_prefix_caching=draw(st.booleans()),
+        speculation=Speculation(draw(st.integers(0, 4)), max_rows=24, min_ngram=1),
     )
     room = limits.num_blocks * limits.block_size
     prefixes = [(1,) * 40, (2, 3) * 20]
@@ -245,7 +267,8 @@ def test_a_crowded_trace(enable_prefix_caching):
         )
         for _ in range(150)
     ]
-    trace = Trace(Limits(enable_prefix_caching=enable_prefix_caching), requests)
+    speculation = Speculation(num_speculative_tokens=4, min_ngram=1)
+    trace = Trace(Limits(enable_prefix_caching=enable_prefix_caching, speculation=speculation), requests)
     trace.run()
     trace.check_answers()
     scheduler = trace.scheduler
@@ -253,6 +276,8 @@ def test_a_crowded_trace(enable_prefix_caching):
         "preemptions": scheduler.num_preemptions,
         "chunks": scheduler.num_chunked_prefills,
         "aborted": trace.num_aborted,
+        "accepted": trace.num_accepted,
+        "rejected": trace.num_rejected,
         "prefix hits": scheduler.prefix_cache_hits,
     }
     print(counts)

@@ -23,7 +23,7 @@ async def test_cancel_ends_a_waiting_request_once(redis: Redis, blocking: Redis,
     log = await read_log(redis, R1)
     assert [entry.WhichOneof("entry") for _, entry in log.entries] == ["queued", "fence", "terminal"]
     assert log.entries[-1].entry.terminal.error == CANCELLED
-    assert await dirty.pop(blocking, "g1", block_s=1) == [R1]
+    assert await dirty.pop(blocking, "g1", block_s=1) == [dirty.News(R1)]
     (late,) = await take(redis, [R1], "w1")
     assert late.terminal is not None
 
@@ -67,13 +67,3 @@ async def test_a_second_gateway_watches(redis: Redis, blocking: Redis, lane_entr
     assert notice.entry.watch.gateway_id == "g2"
     (taken,) = await take(redis, [R1], "w2")
     assert taken.watchers == {"g1", "g2"}
-
-
-async def test_dirty_lists_name_each_request_once_and_are_bounded(redis: Redis, blocking: Redis, monkeypatch):
-    monkeypatch.setattr("treadle.queue.keys.DIRTY_LIMIT", 3)
-    pipe = redis.pipeline(transaction=False)
-    dirty.push(pipe, {"g1": ["t:a", "t:b", "t:a"], "g2": [f"t:{n}" for n in range(9)]})
-    await pipe.execute()
-    assert [keys.request_id for keys in await dirty.pop(blocking, "g1", block_s=1)] == ["a", "b"]
-    assert [keys.request_id for keys in await dirty.pop(blocking, "g2", block_s=1)] == ["6", "7", "8"]
-    assert await dirty.pop(blocking, "g1", block_s=0.05) == []

@@ -250,6 +250,53 @@ class Terminal(_message.Message):
 Global___Terminal: _TypeAlias = Terminal  # noqa: Y015
 
 @_typing.final
+class News(_message.Message):
+    """An item of a gateway's list of news: a request's log has grown."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PREVIOUS_EPOCH_FIELD_NUMBER: _builtins.int
+    PREVIOUS_NUMBER_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    tenant: _builtins.str
+    request_id: _builtins.str
+    entry: _builtins.bytes
+    """The StreamEntry as it lies in the log, where it is small; empty: read the
+    log. It is written before the news of it are sent.
+    """
+    epoch: _builtins.int
+    """The entry's ID."""
+    number: _builtins.int
+    previous_epoch: _builtins.int
+    """An ID of the log behind which nothing but fences comes before this entry."""
+    previous_number: _builtins.int
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        entry: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
+        number: _builtins.int = ...,
+        previous_epoch: _builtins.int = ...,
+        previous_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "epoch", b"epoch", "number", b"number", "previous_epoch", b"previous_epoch", "previous_number", b"previous_number", "request_id", b"request_id", "tenant", b"tenant", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___News: _TypeAlias = News  # noqa: Y015
+
+@_typing.final
 class Heartbeat(_message.Message):
     """The value of a worker's heartbeat key."""
 

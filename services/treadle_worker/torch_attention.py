@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.models.config import ModelConfig
+from treadle.nn.attention import heads_of
+from treadle.nn.linear import RMSNorm
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.kv_cache import KVCache
+from treadle_worker.torch_kv_cache import LayerCache, TorchKVCache
 
 ROWS = 8
 _MAX_SCORES = 1 << 20
@@ -33,17 +34,18 @@ _TILE_BYTES = 1 << 20
 """Of float32 keys or values that are gathered at once: they stay in a core's cache until they are read."""
 
 
-class PagedAttention:
+class TorchAttention:
     """Attention of one step; see `treadle.nn.attention.Attention`."""
 
-    def __init__(self, cache: KVCache, config: ModelConfig, chunks: Sequence[ScheduledChunk]) -> None:
-        self._cache, self._config = cache, config
-        device, size = cache.keys.device, cache.block_size
+    def __init__(self, cache: TorchKVCache, chunks: Sequence[ScheduledChunk]) -> None:
+        self._cache, self._config = cache, cache.config
+        config, device, size = cache.config, cache.keys.device, cache.block_size
         tables = [torch.tensor(chunk.block_table, dtype=torch.int64) for chunk in chunks]
         positions = [torch.arange(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
-        self.positions_T = torch.cat(positions).to(device)
+        positions_T = torch.cat(positions).to(device)
+        self._cos, self._sin = cache.rotary.at(positions_T)
         blocks_T = torch.cat([table[place // size] for table, place in zip(tables, positions, strict=True)])
-        self._blocks_T, self._offsets_T = blocks_T.to(device), self.positions_T % size
+        self._blocks_T, self._offsets_T = blocks_T.to(device), positions_T % size
         cache.clear(torch.tensor(_opened_blocks(chunks, size), dtype=torch.int64, device=device))
 
         starts = [0]
@@ -63,18 +65,22 @@ class PagedAttention:
                 for chunk, table, start in prefills
             ]
 
-    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+    def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
+        """[T, H D]."""
+        q_THD, k_TKD, v_TKD = heads_of(qkv_TX, self._config, self._cos, self._sin, q_norm, k_norm)
+        return self.attend(layer, q_THD, k_TKD, v_TKD).flatten(1)
+
+    def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         """[T, H, D]; writes the layer's keys and values first."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._blocks_T, :, :, self._offsets_T] = k_TKD
-        values[self._blocks_T, :, self._offsets_T] = v_TKD
+        cached = self._cache.layer(layer)
+        cached.write(self._blocks_T, self._offsets_T, k_TKD, v_TKD)
         window = self._config.window(layer)
-        grouped = q_THD.float().unflatten(1, (keys.shape[1], -1)) * q_THD.shape[-1] ** -0.5
+        grouped = q_THD.float().unflatten(1, (k_TKD.shape[1], -1)) * q_THD.shape[-1] ** -0.5
         out = torch.empty_like(grouped)
         if (decodes := self._decodes.get(window)) is not None:
-            out[decodes.rows] = decodes.attend(grouped[decodes.rows], keys, values)
+            out[decodes.rows] = decodes.attend(grouped[decodes.rows], cached)
         for prefill in self._prefills[window]:
-            prefill.attend(grouped, keys, values, out)
+            prefill.attend(grouped, cached, out)
         return out.flatten(1, 2).to(q_THD.dtype)
 
 
@@ -125,16 +131,16 @@ class _Decodes:
             pairs_per_tile=pairs_per_tile,
         )
 
-    def attend(self, q_SKGD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q_SKGD: Tensor, cached: LayerCache) -> Tensor:
         S, K, G, D = q_SKGD.shape
-        N, B = len(self.blocks_N), keys.shape[-1]
+        N, B = len(self.blocks_N), self.bias_N1B.shape[-1]
         q_SKRD = F.pad(q_SKGD, (0, 0, 0, -G % ROWS))
         few = max(1, _TILE_BYTES // (4 * K * B * D))
         parts = [slice(begin, begin + few) for begin in range(0, N, few)]
         scores = q_SKRD.new_empty((N * K, q_SKRD.shape[2], B))
         mixed = q_SKRD.new_empty((N * K, q_SKRD.shape[2], D))
         for part in parts:
-            q, k = q_SKRD[self.sequence_N[part]], keys.index_select(0, self.blocks_N[part]).float()
+            q, k = q_SKRD[self.sequence_N[part]], cached.keys_of(self.blocks_N[part])
             torch.bmm(q.flatten(0, 1), k.flatten(0, 1), out=scores[part.start * K : part.stop * K])
         scores = scores.view(N, -1, B)  # [N, K R, B]
         scores += self.bias_N1B
@@ -144,8 +150,8 @@ class _Decodes:
         sums = self._reduce(weights.sum(-1), torch.add)
         weights = weights.view(N * K, -1, B)
         for part in parts:
-            place, v = slice(part.start * K, part.stop * K), values.index_select(0, self.blocks_N[part])
-            torch.bmm(weights[place], v.float().flatten(0, 1), out=mixed[place])
+            place, v = slice(part.start * K, part.stop * K), cached.values_of(self.blocks_N[part])
+            torch.bmm(weights[place], v.flatten(0, 1), out=mixed[place])
         mixed = self._reduce(mixed.view(N, -1, D), torch.add)
         return (mixed / sums.unsqueeze(-1)).view(S, K, -1, D)[:, :, :G]
 
@@ -185,10 +191,9 @@ class _Prefill:
             pieces.append(_Piece(rows, range(first - gathered, last - gathered), bias))
         return cls(table[gathered : (end - 1) // size + 1], pieces)
 
-    def attend(self, q_TKGD: Tensor, keys: Tensor, values: Tensor, out_TKGD: Tensor) -> None:
+    def attend(self, q_TKGD: Tensor, cached: LayerCache, out_TKGD: Tensor) -> None:
         """Reads and fills the rows of the chunk's tokens."""
-        k_nKDB = keys.index_select(0, self.blocks).float()
-        v_nKBD = values.index_select(0, self.blocks).float()
+        k_nKDB, v_nKBD = cached.keys_of(self.blocks), cached.values_of(self.blocks)
         k_KDL = k_nKDB.permute(1, 2, 0, 3).flatten(2, 3)
         for piece in self.pieces:
             out_TKGD[piece.rows] = piece.attend(q_TKGD[piece.rows], k_KDL, v_nKBD)

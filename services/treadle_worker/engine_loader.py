@@ -1,0 +1,112 @@
+"""From EngineStart to an engine: the device, the model and its kernels, and the cache, checked to fit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from treadle.nn.linear import warm_up
+from treadle.nn.loader import load_model
+from treadle_worker.block_manager import BlockManager
+from treadle_worker.device_memory import free_bytes
+from treadle_worker.engine import Engine
+from treadle_worker.engine_protocol import EngineStart
+from treadle_worker.kv_cache import CachePlan
+from treadle_worker.model_runner import ModelRunner
+from treadle_worker.sampler import Sampler
+from treadle_worker.scheduler import Scheduler
+
+WARM_ROWS = 1024
+"""Of a step; larger ones meet their sizes as they come."""
+DEFAULT_CACHE_BYTES = 1 << 30
+_log = logging.getLogger(__name__)
+
+
+def load_engine(start: EngineStart) -> Engine:
+    """Reads the model and sets aside its cache.
+
+    Raises OSError and ValueError for a folder that is no model of ours, and MemoryError, with the figures,
+    where the cache would hold no block or does not fit.
+    """
+    if start.num_threads is not None:
+        torch.set_num_threads(start.num_threads)
+    device, dtype = choose_device(start.device), getattr(torch, start.dtype)
+    model = load_model(
+        Path(start.model_folder), dtype, device, quantization=start.quantization, kernels=start.kernels
+    )
+    with torch.inference_mode():
+        warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))
+    cache_dtype = dtype if start.cache_dtype == "auto" else getattr(torch, start.cache_dtype)
+    plan = CachePlan(model.config, start.block_size, cache_dtype, device, kernels=start.kernels)
+    num_blocks = choose_num_blocks(start, plan)
+    cache = plan.build(num_blocks)
+    _log.info(
+        "the cache is there",
+        extra={
+            "num_blocks": num_blocks,
+            "bytes": num_blocks * plan.bytes_per_block,
+            "cache_dtype": str(cache_dtype),
+            "native_attention": plan.is_native,
+            "native_products": model.model.float32_stream,
+        },
+    )
+    context = model.config.max_position_embeddings
+    return Engine(
+        ModelRunner(model, cache),
+        Scheduler(
+            BlockManager(num_blocks, start.block_size, enable_prefix_caching=start.enable_prefix_caching),
+            max_num_seqs=min(start.max_num_seqs, start.max_num_batched_tokens),
+            max_num_batched_tokens=start.max_num_batched_tokens,
+        ),
+        Sampler(),
+        vocab_size=model.config.vocab_size,
+        max_model_len=min(start.max_model_len or context, context),
+    )
+
+
+def choose_num_blocks(start: EngineStart, plan: CachePlan) -> int:
+    """Blocks for the bytes or the share of memory that was asked for.
+
+    Raises MemoryError, with the figures and the way out, where that is not one block or more than is free.
+    """
+    free, block_bytes = free_bytes(plan.device), plan.bytes_per_block
+    if start.num_blocks is not None:
+        asked, name = start.num_blocks * block_bytes, f"num_blocks = {start.num_blocks}"
+    elif start.kv_cache_bytes is not None:
+        asked, name = start.kv_cache_bytes, f"kv_cache_bytes = {start.kv_cache_bytes}"
+    elif start.max_memory_percent is not None:
+        percent = start.max_memory_percent
+        asked, name = int(free * percent / 100), f"max_memory_percent = {percent:g}"
+    else:
+        asked, name = DEFAULT_CACHE_BYTES, f"the default of kv_cache_bytes = {DEFAULT_CACHE_BYTES}"
+    num_blocks = asked // block_bytes
+    if num_blocks < 1:
+        raise MemoryError(
+            f"{name} holds no block: one of {start.block_size} tokens takes {block_bytes} bytes"
+        )
+    if num_blocks * block_bytes > free:
+        raise MemoryError(
+            f"{name} asks for {num_blocks} blocks, {num_blocks * block_bytes} bytes, on {plan.device}, where "
+            f"{free} are free with the model loaded: ask for at most {free // block_bytes} blocks"
+        )
+    return num_blocks
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; for "auto" CUDA, then mps, then the CPU.
+
+    Where the accelerator is not there the CPU takes its place, with a warning. Raises RuntimeError and
+    ValueError for what is no device of these three kinds.
+    """
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if there[kind]))
+    device = torch.device(name)
+    if device.type not in there:
+        raise ValueError(f"the device {name!r} is not supported; these are: {', '.join(there)}, auto")
+    if (device.index or 0) < there[device.type]:
+        return device
+    _log.warning("the device is not there; the CPU is used", extra={"device": name})
+    return torch.device("cpu")

@@ -1,0 +1,104 @@
+"""Attention over a paged cache by the native kernels: one call a layer norms, turns, writes and attends.
+
+A query's result has the same bits however the step is put together; see shared/kernels/src/attention.cpp,
+which also has the order of keys and values within a block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from itertools import accumulate, chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from treadle.models.config import ModelConfig
+from treadle.nn.linear import RMSNorm
+from treadle.nn.rope import RotaryEmbedding
+from treadle_worker.batch import ScheduledChunk
+
+
+class NativeKVCache:
+    """Keys and values of every layer, each [layers, blocks, K, block_size * D] in the kernels' own order.
+
+    For int8 also a float32 scale for each token and head, [layers, blocks, K, block_size].
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        import treadle_kernels as native
+
+        self.num_blocks, self.block_size, self.config = num_blocks, block_size, config
+        shape = (config.num_hidden_layers, num_blocks, config.num_key_value_heads, block_size)
+        self.keys = _zeros((*shape[:-1], block_size * config.head_dim), dtype, device)
+        self.values = _zeros(tuple(self.keys.shape), dtype, device)
+        scaled = dtype is torch.int8
+        self.key_scales = _zeros(shape if scaled else (0,), torch.float32, device)
+        self.value_scales = torch.zeros_like(self.key_scales)
+        kinds = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.int8: "INT8"}
+        kind = native.Kind[kinds[dtype]]
+        layers = range(config.num_hidden_layers)
+        self.caches = [native.Cache(kind, block_size, *self._addresses(layer, scaled)) for layer in layers]
+        self.rotary = RotaryEmbedding(config, device)
+        self.threads = torch.get_num_threads()
+
+    def _addresses(self, layer: int, scaled: bool) -> list[int | None]:
+        scales = [self.key_scales, self.value_scales] if scaled else []
+        addresses: list[int | None] = [part[layer].data_ptr() for part in (self.keys, self.values, *scales)]
+        return addresses + [None] * (4 - len(addresses))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from error
+
+
+class NativeAttention:
+    """Attention of one step; see `treadle.nn.attention.Attention`."""
+
+    def __init__(self, cache: NativeKVCache, chunks: Sequence[ScheduledChunk]) -> None:
+        import treadle_kernels as native
+
+        self._cache, config = cache, cache.config
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        starts = [chunk.start for chunk in chunks]
+        tables = [chunk.block_table for chunk in chunks]
+        rows = list(accumulate(lengths, initial=0))
+        places = list(accumulate(map(len, tables), initial=0))
+        row_of, start_of = np.array(rows, np.int32), np.array(starts, np.int32)
+        positions = np.arange(rows[-1], dtype=np.int32) + np.repeat(start_of - row_of[:-1], lengths)
+        blocks = np.fromiter(chain.from_iterable(tables), np.int32, places[-1])
+        self._arrays = (row_of, start_of, np.array(places[:-1], np.int64), blocks, positions.astype(np.int32))
+        self._step = native.Step(rows[-1], len(chunks), *(array.ctypes.data for array in self._arrays))
+        cos, sin = cache.rotary.tables
+        self._call = native.AttentionCall(
+            step=ctypes.pointer(self._step),
+            heads=config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            scale=config.head_dim**-0.5,
+            threads=cache.threads,
+        )
+        self._attention = native.attention
+        self._width = config.num_attention_heads * config.head_dim
+
+    def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
+        """[T, H D], float32."""
+        qkv_TX = qkv_TX.float().contiguous()
+        out_TX = qkv_TX.new_empty((qkv_TX.shape[0], self._width))
+        call = self._call
+        call.cache = self._cache.caches[layer]
+        call.qkv, call.y = qkv_TX.data_ptr(), out_TX.data_ptr()
+        call.window = self._cache.config.window(layer) or 0
+        if q_norm is not None and k_norm is not None:
+            call.q_norm, call.k_norm = q_norm.weight.data_ptr(), k_norm.weight.data_ptr()
+            call.epsilon = q_norm.eps
+        self._attention(call)
+        return out_TX

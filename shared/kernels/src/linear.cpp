@@ -1,0 +1,315 @@
+// y = prologue(x) W^T + bias + residual, for packed weights.
+//
+// A row's bits do not depend on the other rows: an output is summed over the inputs in one order, in one
+// accumulator, whatever number of rows is computed together. Sums of bytes are exact.
+#include <omp.h>
+
+#include "kernels.h"
+#include "scratch.h"
+#include "simd.h"
+
+namespace TREADLE_NS {
+
+using namespace treadle;
+
+namespace {
+
+constexpr float QUANTISED = 127.0f;  // activations are rounded to -127..127
+
+// The rows of x as the kernels read them.
+struct Rows {
+  uint8_t* data;     // [rows][stride bytes]
+  int64_t stride;
+  float* scale;      // [rows], of bytes
+  int32_t* sum;      // [rows], of INT8: what the weights' offset is taken back with
+  float* group_sum;  // [rows][groups], of INT4
+  int64_t groups;
+};
+
+int64_t element_bytes(Kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+
+int64_t groups_of(const Weight& w) { return w.kind == INT4 ? w.padded_in / w.group : 0; }
+
+size_t rows_bytes(const Weight& w, int64_t rows) {
+  const int64_t row = (w.padded_in * element_bytes(w.kind) + 63) / 64 * 64;
+  return (size_t)(rows * (row + 8 + 4 * groups_of(w)) + 256);
+}
+
+Rows rows_in(const Weight& w, int64_t rows, void* memory) {
+  Rows r{};
+  r.data = (uint8_t*)memory;
+  r.stride = (w.padded_in * element_bytes(w.kind) + 63) / 64 * 64;
+  r.scale = (float*)(r.data + rows * r.stride);
+  r.sum = (int32_t*)(r.scale + rows);
+  r.group_sum = (float*)(r.sum + rows);
+  r.groups = groups_of(w);
+  return r;
+}
+
+ALWAYS v16f silu_of(v16f x) { return x / (exp_of(-x) + 1.0f); }
+
+// Sixteen prologued inputs from i on; zeros behind the last one.
+ALWAYS v16f prologued(const LinearCall& c, const float* x, float norm, int64_t i) {
+  const int64_t in = c.weight->in, left = in - i;
+  if (c.prologue == SILU_GATE) return silu_of(load_some(x + i, left)) * load_some(x + in + i, left);
+  const v16f v = load_some(x + i, left);
+  return c.prologue == PLAIN ? v : v * norm * load_some(c.norm_weight + i, left);
+}
+
+float norm_of(const LinearCall& c, const float* x) {
+  if (c.prologue != RMS_NORM) return 1.0f;
+  const int64_t in = c.weight->in;
+  v16f squares{};
+  for (int64_t i = 0; i < in; i += LANES) {
+    const v16f v = load_some(x + i, in - i);
+    squares = fused(v, v, squares);
+  }
+  return 1.0f / __builtin_sqrtf(sum_of(squares) / (float)in + c.epsilon);
+}
+
+void quantise(const LinearCall& c, const float* x, float norm, const Rows& rows, int64_t row, float* wide) {
+  const Weight& w = *c.weight;
+  v16f top{};
+  v16i odd{};
+  for (int64_t i = 0; i < w.in; i += LANES) {
+    const v16f v = prologued(c, x, norm, i);
+    store(wide + i, v);
+    top = larger(top, magnitude(v));
+    odd |= v != v;
+  }
+  const float highest = largest_of(top);
+  // Neither NaN nor infinity is hidden: the scale carries it into the result.
+  const bool sound = highest < 1e30f && !any_of(odd);
+  const v16f inverse = splat(sound && highest > 1e-30f ? QUANTISED / highest : 0.0f);
+  int8_t* out = (int8_t*)rows.data + row * rows.stride;
+  const int64_t end = (w.in + LANES - 1) / LANES * LANES;
+  v16i total{}, part{};
+  for (int64_t i = 0; i < end; i += LANES) {
+    const v16i q = sound ? nearest(load<v16f>(wide + i) * inverse) : v16i{};
+    store_bytes(out + i, q);
+    total += q;
+    part += q;
+    if (rows.groups && ((i + LANES) % w.group == 0 || i + LANES == end)) {
+      rows.group_sum[row * rows.groups + i / w.group] = (float)sum_of(part);
+      part = v16i{};
+    }
+  }
+  for (int64_t i = end; i < w.padded_in; ++i) out[i] = 0;
+  rows.sum[row] = sum_of(total);
+  rows.scale[row] = sound ? highest * (1.0f / QUANTISED) : __builtin_nanf("");
+}
+
+void prepare(const LinearCall& c, const Rows& rows, int64_t row, float* wide) {
+  const Weight& w = *c.weight;
+  const float* x = c.x + row * w.in * (c.prologue == SILU_GATE ? 2 : 1);
+  const float norm = norm_of(c, x);
+  if (w.kind == INT8 || w.kind == INT4) return quantise(c, x, norm, rows, row, wide);
+  uint8_t* out = rows.data + row * rows.stride;
+  for (int64_t i = 0; i < w.padded_in; i += LANES) {
+    const v16f v = i < w.in ? prologued(c, x, norm, i) : v16f{};
+    if (w.kind == FLOAT32)
+      store_some((float*)out + i, v, w.padded_in - i);
+    else
+      store_bf16((uint16_t*)out + i, v);  // the stride has room for all sixteen
+  }
+}
+
+ALWAYS void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
+  const Weight& w = *c.weight;
+  const int64_t left = w.out - column;
+  if (left <= 0) return;
+  if (w.bias) sum = sum + load_some(w.bias + column, left);
+  if (c.residual) sum = sum + load_some(c.residual + row * w.out + column, left);
+  store_some(c.y + row * w.out + column, sum, left);
+}
+
+struct Float32 {
+  template <int R>
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+    const Weight& w = *c.weight;
+    const uint8_t* b = w.data + panel * w.panel_bytes;
+    const uint8_t* a = rows.data + row * rows.stride;
+    v16f acc[R][2] = {};
+    for (int64_t k = 0; k < w.padded_in; ++k, b += 128) {
+      const v16f b0 = load<v16f>(b), b1 = load<v16f>(b + 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const v16f x = as_float(splat_u(word_at(a + r * rows.stride + 4 * k)));
+        acc[r][0] = fused(x, b0, acc[r][0]);
+        acc[r][1] = fused(x, b1, acc[r][1]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int half = 0; half < 2; ++half)
+        finish(c, row + r, panel * PANEL + half * LANES, acc[r][half]);
+  }
+};
+
+struct Bfloat16 {
+  template <int R>
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+    const Weight& w = *c.weight;
+    const uint8_t* b = w.data + panel * w.panel_bytes;
+    const uint8_t* a = rows.data + row * rows.stride;
+    v16f acc[R][2] = {};
+    for (int64_t k = 0; k < w.padded_in / 2; ++k, b += 128) {
+      const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const v16u x = splat_u(word_at(a + r * rows.stride + 4 * k));
+        acc[r][0] = dot_bf16(acc[r][0], x, b0);
+        acc[r][1] = dot_bf16(acc[r][1], x, b1);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int half = 0; half < 2; ++half)
+        finish(c, row + r, panel * PANEL + half * LANES, acc[r][half]);
+  }
+};
+
+struct Int8 {
+  template <int R>
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+    const Weight& w = *c.weight;
+    const uint8_t* b = w.data + panel * w.panel_bytes;
+    const uint8_t* a = rows.data + row * rows.stride;
+    v16i acc[R][2] = {};
+    for (int64_t k = 0; k < w.padded_in / 4; ++k, b += 128) {
+      const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const v16u x = splat_u(word_at(a + r * rows.stride + 4 * k));
+        acc[r][0] = dot_bytes(acc[r][0], b0, x);
+        acc[r][1] = dot_bytes(acc[r][1], b1, x);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int half = 0; half < 2; ++half) {
+        const int64_t column = panel * PANEL + half * LANES;
+        const v16f sum = to_float(acc[r][half] - 128 * rows.sum[row + r]);
+        finish(c, row + r, column, sum * rows.scale[row + r] * load<v16f>(w.scale + column));
+      }
+  }
+};
+
+struct Int4 {
+  template <int R>
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+    const Weight& w = *c.weight;
+    const uint8_t* b = w.data + panel * w.panel_bytes;
+    const uint8_t* a = rows.data + row * rows.stride;
+    const v16u low = splat_u(0x0f0f0f0fu);
+    v16f sum[R][2] = {};
+    for (int64_t g = 0; g < rows.groups; ++g) {
+      v16i acc[R][2] = {};
+      for (int64_t k = 0; k < w.group / 8; ++k, b += 128, a += 8) {
+        const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
+        const v16u low0 = b0 & low, low1 = b1 & low, high0 = (b0 >> 4) & low, high1 = (b1 >> 4) & low;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const v16u x = splat_u(word_at(a + r * rows.stride));
+          const v16u y = splat_u(word_at(a + r * rows.stride + 4));
+          acc[r][0] = dot_bytes(acc[r][0], low0, x);
+          acc[r][1] = dot_bytes(acc[r][1], low1, x);
+          acc[r][0] = dot_bytes(acc[r][0], high0, y);
+          acc[r][1] = dot_bytes(acc[r][1], high1, y);
+        }
+      }
+      const v16u pair0 = load<v16u>(b), pair1 = load<v16u>(b + 64);
+      b += 128;
+      const v16f scale0 = as_float(pair0 << 16), scale1 = as_float(pair1 << 16);
+      const v16f least0 = as_float(pair0 & splat_u(0xffff0000u)), least1 = as_float(pair1 & splat_u(0xffff0000u));
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const v16f of_group = splat(rows.group_sum[(row + r) * rows.groups + g]);
+        sum[r][0] = fused(least0, of_group, fused(to_float(acc[r][0]), scale0, sum[r][0]));
+        sum[r][1] = fused(least1, of_group, fused(to_float(acc[r][1]), scale1, sum[r][1]));
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int half = 0; half < 2; ++half)
+        finish(c, row + r, panel * PANEL + half * LANES, sum[r][half] * rows.scale[row + r]);
+  }
+};
+
+using Tile = void (*)(const LinearCall&, const Rows&, int64_t row, int64_t panel);
+
+template <typename K, int R>
+void tile_of(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+  K::template tile<R>(c, rows, row, panel);
+}
+
+template <typename K, int R>
+struct Tiles {
+  static void fill(Tile* tiles) {
+    tiles[R] = tile_of<K, R>;
+    Tiles<K, R - 1>::fill(tiles);
+  }
+};
+template <typename K>
+struct Tiles<K, 0> {
+  static void fill(Tile*) {}
+};
+
+// INT4 keeps two sets of sums.
+constexpr int INT4_ROWS = TILE_ROWS > 3 ? TILE_ROWS / 2 : TILE_ROWS;
+
+struct Table {
+  Tile tiles[4][TILE_ROWS + 1] = {};
+  Table() {
+    Tiles<Float32, TILE_ROWS>::fill(tiles[FLOAT32]);
+    Tiles<Bfloat16, TILE_ROWS>::fill(tiles[BFLOAT16]);
+    Tiles<Int8, TILE_ROWS>::fill(tiles[INT8]);
+    Tiles<Int4, INT4_ROWS>::fill(tiles[INT4]);
+  }
+};
+
+thread_local Scratch shared_scratch, own_scratch;
+
+// A share of the work of all panels and rows: panel by panel, tile after tile.
+void multiply(const LinearCall& c, const Rows& rows, int thread, int threads) {
+  static const Table table;
+  const Weight& w = *c.weight;
+  const Tile* tiles = table.tiles[w.kind];
+  const int64_t highest = w.kind == INT4 ? INT4_ROWS : TILE_ROWS;
+  const int64_t panels = (w.out + PANEL - 1) / PANEL;
+  const int64_t row_tiles = (c.rows + highest - 1) / highest;
+  const int64_t units = panels * row_tiles;
+  const int64_t end = units * (thread + 1) / threads;
+  for (int64_t unit = units * thread / threads; unit < end; ++unit) {
+    const int64_t panel = unit / row_tiles, tile = unit % row_tiles;
+    const int64_t first = c.rows * tile / row_tiles, last = c.rows * (tile + 1) / row_tiles;
+    tiles[last - first](c, rows, first, panel);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearCall& c) {
+  const Weight& w = *c.weight;
+  const int64_t wide_bytes = (w.padded_in + LANES) * 4 + 64;
+  if (c.rows <= 2) {
+    // Preparing so few rows takes less than waiting for another thread to do it.
+#pragma omp parallel num_threads(c.threads)
+    {
+      const size_t bytes = (rows_bytes(w, c.rows) + 63) / 64 * 64;
+      uint8_t* memory = (uint8_t*)own_scratch.room(bytes + wide_bytes);
+      const Rows rows = rows_in(w, c.rows, memory);
+      for (int64_t row = 0; row < c.rows; ++row) prepare(c, rows, row, (float*)(memory + bytes));
+      multiply(c, rows, omp_get_thread_num(), omp_get_num_threads());
+    }
+    return;
+  }
+  const Rows rows = rows_in(w, c.rows, shared_scratch.room(rows_bytes(w, c.rows)));
+#pragma omp parallel num_threads(c.threads)
+  {
+    float* wide = (float*)own_scratch.room(wide_bytes);
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    for (int64_t row = c.rows * thread / threads; row < c.rows * (thread + 1) / threads; ++row)
+      prepare(c, rows, row, wide);
+#pragma omp barrier
+    multiply(c, rows, thread, threads);
+  }
+}
+
+}  // namespace TREADLE_NS

@@ -1,0 +1,209 @@
+// Weights [out, in] into panels; see kernels.h for the order. Done once, at load.
+#include "pack.h"
+
+#include <omp.h>
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace treadle {
+
+namespace {
+
+constexpr size_t HUGE_PAGE = 2 << 20;
+
+int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int64_t step_of(Kind kind, int64_t group) {
+  return kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : kind == INT8 ? 4 : group;
+}
+
+int64_t panel_bytes(Kind kind, int64_t padded_in, int64_t group) {
+  if (kind == FLOAT32) return padded_in * PANEL * 4;
+  if (kind == BFLOAT16) return padded_in * PANEL * 2;
+  if (kind == INT8) return padded_in * PANEL;
+  return padded_in / group * (group / 2 * PANEL + PANEL * 4);
+}
+
+float read(const void* data, Kind source, int64_t index) {
+  if (source == FLOAT32) return ((const float*)data)[index];
+  const uint32_t bits = (uint32_t)((const uint16_t*)data)[index] << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+uint16_t bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 64);
+  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+float from_bf16(uint16_t half) {
+  const uint32_t bits = (uint32_t)half << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+void pack_int8(Weight& w, const float* row, int64_t out, uint8_t* panel) {
+  float top = 0;
+  for (int64_t i = 0; i < w.in; ++i) top = std::fmax(top, std::fabs(row[i]));
+  const float inverse = top > 0 ? 127.0f / top : 0.0f;
+  w.scale[out] = top / 127.0f;
+  const int64_t column = out % PANEL;
+  for (int64_t i = 0; i < w.in; ++i)
+    panel[(i / 4 * PANEL + column) * 4 + i % 4] = (uint8_t)(__builtin_lrintf(row[i] * inverse) + 128);
+}
+
+struct Fit {
+  float scale, least;  // as they are stored
+  float error;
+};
+
+// The code, 0 to 15, that is nearest to x.
+inline int code_of(float x, float least, float inverse) {
+  const float place = (x - least) * inverse + 0.5f;
+  return (int)(place < 0.0f ? 0.0f : place > 15.5f ? 15.5f : place);
+}
+
+Fit fit_of(const float* x, int64_t count, float low, float high) {
+  Fit fit{};
+  fit.scale = from_bf16(bf16((high - low) / 15.0f));
+  fit.least = from_bf16(bf16(low));
+  const float inverse = fit.scale > 0 ? 1.0f / fit.scale : 0.0f;
+  for (int64_t i = 0; i < count; ++i) {
+    const float off = fit.scale * (float)code_of(x[i], fit.least, inverse) + fit.least - x[i];
+    fit.error += off * off;
+  }
+  return fit;
+}
+
+// Scale and minimum of a group: of the ranges tried, that of the least squared error. The whole range is the
+// first; narrower ones cut the group's outliers off.
+Fit best_fit(const float* x, int64_t count) {
+  float low = x[0], high = x[0];
+  for (int64_t i = 1; i < count; ++i) {
+    low = std::fmin(low, x[i]);
+    high = std::fmax(high, x[i]);
+  }
+  Fit best = fit_of(x, count, low, high);
+  for (const float cut : {0.03f, 0.06f, 0.1f}) {
+    const float by = (high - low) * cut;
+    for (const Fit& fit : {fit_of(x, count, low + by, high), fit_of(x, count, low, high - by),
+                           fit_of(x, count, low + by, high - by)})
+      if (fit.error < best.error) best = fit;
+  }
+  return best;
+}
+
+void pack_int4(Weight& w, const float* row, int64_t out, uint8_t* panel) {
+  const int64_t column = out % PANEL, group_bytes = w.group / 2 * PANEL + PANEL * 4;
+  for (int64_t g = 0; g * w.group < w.in; ++g) {
+    const float* x = row + g * w.group;
+    const int64_t count = w.in - g * w.group < w.group ? w.in - g * w.group : w.group;
+    uint8_t* at = panel + g * group_bytes;
+    const Fit fit = best_fit(x, count);
+    const float inverse = fit.scale > 0 ? 1.0f / fit.scale : 0.0f;
+    for (int64_t i = 0; i < count; ++i) {
+      const int q = code_of(x[i], fit.least, inverse);
+      uint8_t& byte = at[(i / 8 * PANEL + column) * 4 + i % 4];
+      byte = (uint8_t)(byte | (i % 8 < 4 ? q : q << 4));
+    }
+    const uint32_t pair = (uint32_t)bf16(fit.scale) | (uint32_t)bf16(fit.least) << 16;
+    std::memcpy(at + w.group / 2 * PANEL + column * 4, &pair, 4);
+  }
+}
+
+}  // namespace
+
+Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, const float* bias, Kind kind,
+             int64_t group, int threads) {
+  Weight* w = new Weight{};
+  w->kind = kind;
+  w->out = out;
+  w->in = in;
+  w->group = kind == INT4 ? group : 0;
+  w->padded_in = up(in, step_of(kind, group));
+  w->panel_bytes = panel_bytes(kind, w->padded_in, group);
+  const int64_t panels = up(out, PANEL) / PANEL;
+  const int64_t scales = up(out, PANEL) * 4;
+  w->bytes = up(panels * w->panel_bytes, 64) + (kind == INT8 ? scales : 0) + (bias ? scales : 0);
+  w->bytes = up(w->bytes, w->bytes >= (int64_t)HUGE_PAGE ? HUGE_PAGE : 64);
+  w->data = (uint8_t*)std::aligned_alloc(w->bytes >= (int64_t)HUGE_PAGE ? HUGE_PAGE : 64, w->bytes);
+  if (!w->data) {
+    delete w;
+    return nullptr;
+  }
+#ifdef MADV_HUGEPAGE
+  if (w->bytes >= (int64_t)HUGE_PAGE) madvise(w->data, w->bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(w->data, 0, w->bytes);
+  uint8_t* rest = w->data + up(panels * w->panel_bytes, 64);
+  if (kind == INT8) {
+    w->scale = (float*)rest;
+    rest += scales;
+  }
+  if (bias) {
+    w->bias = (float*)rest;
+    std::memcpy(w->bias, bias, out * 4);
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    float* row = (float*)std::malloc(in * 4);
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < panels; ++p)
+      for (int64_t o = p * PANEL; o < out && o < (p + 1) * PANEL; ++o) {
+        for (int64_t i = 0; i < in; ++i) row[i] = read(source, source_kind, o * in + i);
+        uint8_t* panel = w->data + p * w->panel_bytes;
+        const int64_t column = o % PANEL;
+        if (kind == FLOAT32)
+          for (int64_t i = 0; i < in; ++i) ((float*)panel)[i * PANEL + column] = row[i];
+        else if (kind == BFLOAT16)
+          for (int64_t i = 0; i < in; ++i)
+            ((uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2] = bf16(row[i]);
+        else if (kind == INT8)
+          pack_int8(*w, row, o, panel);
+        else
+          pack_int4(*w, row, o, panel);
+      }
+    std::free(row);
+  }
+  return w;
+}
+
+void unpack(const Weight& w, float* out) {
+  for (int64_t o = 0; o < w.out; ++o) {
+    const uint8_t* panel = w.data + o / PANEL * w.panel_bytes;
+    const int64_t column = o % PANEL, group_bytes = w.kind == INT4 ? w.group / 2 * PANEL + PANEL * 4 : 0;
+    for (int64_t i = 0; i < w.in; ++i) {
+      float& value = out[o * w.in + i];
+      if (w.kind == FLOAT32)
+        value = ((const float*)panel)[i * PANEL + column];
+      else if (w.kind == BFLOAT16)
+        value = from_bf16(((const uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2]);
+      else if (w.kind == INT8)
+        value = w.scale[o] * ((int)panel[(i / 4 * PANEL + column) * 4 + i % 4] - 128);
+      else {
+        const uint8_t* at = panel + i / w.group * group_bytes;
+        const int64_t j = i % w.group;
+        const uint8_t byte = at[(j / 8 * PANEL + column) * 4 + j % 4];
+        uint32_t pair;
+        std::memcpy(&pair, at + w.group / 2 * PANEL + column * 4, 4);
+        const int q = j % 8 < 4 ? byte & 15 : byte >> 4;
+        value = from_bf16((uint16_t)pair) * q + from_bf16((uint16_t)(pair >> 16));
+      }
+    }
+  }
+}
+
+void release(Weight* w) {
+  std::free(w->data);
+  delete w;
+}
+
+}  // namespace treadle

@@ -1,0 +1,202 @@
+"""Products and paged attention for CPUs, in C++; which instruction set they use is chosen as they are loaded.
+
+Everything takes and gives float32 at addresses: whoever calls sees to sizes, contiguity and lifetimes. The
+interpreter's lock is free while a kernel runs. No dependency but OpenMP's runtime: where torch is in the
+process already, its own is used.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import weakref
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+__all__ = [
+    "AttentionCall",
+    "Cache",
+    "Kind",
+    "PackedWeight",
+    "Prologue",
+    "Step",
+    "attention",
+    "level",
+    "levels",
+    "set_level",
+]
+
+_LIBRARY = Path(__file__).with_name("libtreadle_kernels.so")
+
+
+class Kind(enum.IntEnum):
+    """How weights or cached keys and values are kept."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    INT8 = 2
+    """Of weights: a scale an output, and rows rounded to 8 bits. Of a cache: a scale a token and head."""
+    INT4 = 3
+    """Scale and minimum for each group of inputs, and rows rounded to 8 bits."""
+
+
+class Prologue(enum.IntEnum):
+    """What is done to a product's rows before it."""
+
+    PLAIN = 0
+    RMS_NORM = 1
+    SILU_GATE = 2
+
+
+class Step(ctypes.Structure):
+    """One step's tokens, sequence after sequence; see kernels.h."""
+
+    _fields_ = [
+        ("rows", c_int64),
+        ("sequences", c_int64),
+        ("row_of", c_void_p),
+        ("start_of", c_void_p),
+        ("table_of", c_void_p),
+        ("tables", c_void_p),
+        ("positions", c_void_p),
+    ]
+
+
+class Cache(ctypes.Structure):
+    """One layer's keys and values; see kernels.h."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("block", c_int64),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("key_scales", c_void_p),
+        ("value_scales", c_void_p),
+    ]
+
+
+class AttentionCall(ctypes.Structure):
+    """Everything that the attention of one layer and step needs; see kernels.h."""
+
+    _fields_ = [
+        ("step", POINTER(Step)),
+        ("cache", Cache),
+        ("heads", c_int64),
+        ("key_heads", c_int64),
+        ("head_dim", c_int64),
+        ("qkv", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("epsilon", c_float),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("window", c_int64),
+        ("scale", c_float),
+        ("y", c_void_p),
+        ("threads", c_int32),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_LIBRARY))
+    declare = {
+        "treadle_level": (c_char_p, [c_int32]),
+        "treadle_level_runs": (c_int32, [c_int32]),
+        "treadle_chosen_level": (c_char_p, []),
+        "treadle_choose_level": (c_int32, [c_char_p]),
+        "treadle_pack": (
+            c_void_p,
+            [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int32],
+        ),
+        "treadle_unpack": (None, [c_void_p, c_void_p]),
+        "treadle_weight_bytes": (c_int64, [c_void_p]),
+        "treadle_release": (None, [c_void_p]),
+        "treadle_linear": (
+            None,
+            [c_void_p, c_void_p, c_int64, c_int32, c_void_p, c_float, c_void_p, c_void_p, c_int32],
+        ),
+        "treadle_attention": (None, [POINTER(AttentionCall)]),
+    }
+    for name, (result, arguments) in declare.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def levels() -> list[str]:
+    """The instruction sets that this CPU has, the best first."""
+    library = _library()
+    there = []
+    index = 0
+    while (name := library.treadle_level(index)) is not None:
+        if library.treadle_level_runs(index):
+            there.append(name.decode())
+        index += 1
+    return there
+
+
+def level() -> str:
+    """The instruction set that is used."""
+    name: bytes = _library().treadle_chosen_level()
+    return name.decode()
+
+
+def set_level(name: str) -> None:
+    """Uses another instruction set from now on; raises ValueError where this CPU lacks it."""
+    if _library().treadle_choose_level(name.encode()):
+        raise ValueError(f"{name!r} is none of this CPU's: {', '.join(levels())}")
+
+
+class PackedWeight:
+    """A weight [out, in] in the order in which the kernels read it. It owns its memory."""
+
+    def __init__(
+        self,
+        source: int,
+        source_kind: Kind,
+        out_features: int,
+        in_features: int,
+        *,
+        bias: int | None = None,
+        kind: Kind,
+        group_size: int = 0,
+        threads: int = 1,
+    ) -> None:
+        """From float32 or bfloat16 rows at `source`; `bias` is float32. Raises MemoryError without memory."""
+        if kind is Kind.INT4 and (group_size < 16 or group_size % 16):
+            raise ValueError(f"group_size must be a multiple of 16, not {group_size}")
+        library = _library()
+        self.out_features, self.in_features, self.kind = out_features, in_features, kind
+        pack = library.treadle_pack
+        self._handle = pack(source, source_kind, out_features, in_features, bias, kind, group_size, threads)
+        if not self._handle:
+            raise MemoryError(f"no memory for a weight of {out_features} x {in_features}")
+        weakref.finalize(self, library.treadle_release, self._handle)
+        self.nbytes: int = library.treadle_weight_bytes(self._handle)
+        self._linear = library.treadle_linear
+
+    def linear(
+        self,
+        x: int,
+        rows: int,
+        y: int,
+        *,
+        prologue: Prologue = Prologue.PLAIN,
+        norm_weight: int | None = None,
+        epsilon: float = 0.0,
+        residual: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        """y = prologue(x) W^T + bias + residual, over contiguous rows."""
+        self._linear(self._handle, x, rows, prologue, norm_weight, epsilon, residual, y, threads)
+
+    def unpack(self, out: int) -> None:
+        """The weights as the kernels see them, as [out, in] floats."""
+        _library().treadle_unpack(self._handle, out)
+
+
+def attention(call: AttentionCall) -> None:
+    """Writes the step's keys and values into the cache, and attends."""
+    _library().treadle_attention(call)
