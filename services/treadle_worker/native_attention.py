@@ -7,6 +7,8 @@ which also has the order of keys and values within a block.
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 from collections.abc import Sequence
 from itertools import accumulate, chain
 
@@ -33,11 +35,11 @@ class NativeKVCache:
 
         self.num_blocks, self.block_size, self.config = num_blocks, block_size, config
         shape = (config.num_hidden_layers, num_blocks, config.num_key_value_heads, block_size)
-        self.keys = _zeros((*shape[:-1], block_size * config.head_dim), dtype, device)
-        self.values = _zeros(tuple(self.keys.shape), dtype, device)
+        self.keys = _zeros((*shape[:-1], block_size * config.head_dim), dtype)
+        self.values = _zeros(tuple(self.keys.shape), dtype)
         scaled = dtype is torch.int8
-        self.key_scales = _zeros(shape if scaled else (0,), torch.float32, device)
-        self.value_scales = torch.zeros_like(self.key_scales)
+        self.key_scales = _zeros(shape if scaled else (0,), torch.float32)
+        self.value_scales = _zeros(tuple(self.key_scales.shape), torch.float32)
         kinds = {torch.float32: "FLOAT32", torch.bfloat16: "BFLOAT16", torch.int8: "INT8"}
         kind = native.Kind[kinds[dtype]]
         layers = range(config.num_hidden_layers)
@@ -51,11 +53,19 @@ class NativeKVCache:
         return addresses + [None] * (4 - len(addresses))
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """In large pages where the system has them: blocks lie scattered, and each is read from its beginning."""
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.zeros(shape, dtype=dtype)
     try:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    except RuntimeError as error:
-        raise MemoryError(str(error)) from error
+        memory = mmap.mmap(-1, size)
+    except OSError as error:
+        raise MemoryError(f"no memory for {size} bytes of cache: {error.strerror}") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    # Written, not only promised: what is missing is missing now, not when a request comes.
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
 class NativeAttention:

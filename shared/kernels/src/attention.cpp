@@ -359,8 +359,22 @@ struct Attention {
     return x;
   }
 
+  // Asks for a tile that is read soon. Blocks lie scattered, and a CPU guesses only what goes on.
+  void fetch(const Item& item, int64_t from) const {
+    const int32_t* table = c.step->tables + c.step->table_of[item.sequence];
+    const int64_t span_bytes = LANES * D * stored_bytes(c), end = least(item.keys_to, from + TILE);
+    for (int64_t key = from; key < end; key += LANES) {
+      const int64_t block = table[key / B], place = key % B / LANES * span_bytes;
+      const uint8_t *k = keys_at(block, item.head) + place, *v = values_at(block, item.head) + place;
+      for (int64_t i = 0; i < span_bytes; i += 64) {
+        __builtin_prefetch(k + i);
+        __builtin_prefetch(v + i);
+      }
+    }
+  }
+
   template <int R>
-  void rows_of(const Item& item, Part& total, float* memory) const {
+  void rows_of(const Item& item, const Item* next, Part& total, float* memory) const {
     const int64_t start = c.step->start_of[item.sequence];
     const int64_t last = start + (item.first + R - 1) / G;  // the last key that any row sees
     int64_t from = item.keys_from;
@@ -375,7 +389,13 @@ struct Attention {
       const int64_t end = least(to, (from / PARTITION + 1) * PARTITION);
       for (int r = 0; r < R; ++r) part.top[r] = NOTHING, part.sum[r] = 0;
       std::memset(part.mix, 0, R * D * 4);
-      for (int64_t key = from; key < end; key += TILE) tile<R>(item, key, least(end, key + TILE), part, wide);
+      for (int64_t key = from; key < end; key += TILE) {
+        if (key + TILE < to)
+          fetch(item, key + TILE);
+        else if (next)
+          fetch(*next, next->keys_from);
+        tile<R>(item, key, least(end, key + TILE), part, wide);
+      }
       merge(total, part, R, D);
       from = end;
     }
@@ -396,16 +416,16 @@ struct Attention {
 
 template <typename E, int R>
 struct ByRows {
-  static void run(const Attention<E>& a, const Item& item, Part& part, float* memory) {
+  static void run(const Attention<E>& a, const Item& item, const Item* next, Part& part, float* memory) {
     if (item.rows == R)
-      a.template rows_of<R>(item, part, memory);
+      a.template rows_of<R>(item, next, part, memory);
     else
-      ByRows<E, R - 1>::run(a, item, part, memory);
+      ByRows<E, R - 1>::run(a, item, next, part, memory);
   }
 };
 template <typename E>
 struct ByRows<E, 0> {
-  static void run(const Attention<E>&, const Item&, Part&, float*) {}
+  static void run(const Attention<E>&, const Item&, const Item*, Part&, float*) {}
 };
 
 thread_local Scratch query_scratch, item_scratch, slot_scratch, own_scratch;
@@ -476,13 +496,13 @@ void run(const AttentionCall& c) {
       attention.take_in(row, sequence, memory);
     }
 #pragma omp barrier
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 4)
     for (int64_t i = 0; i < count; ++i) {
       const Item& item = items[i];
       Part own{};
       own.mix = memory + ROWS * D + TILE * D * 2;
       Part& part = item.slot < 0 ? own : parts[item.slot];
-      ByRows<E, ROWS>::run(attention, item, part, memory + ROWS * D * 0);
+      ByRows<E, ROWS>::run(attention, item, i + 1 < count ? &items[i + 1] : nullptr, part, memory);
       if (item.slot < 0) attention.write_out(item, part);
     }
     // The shares, in the order of their keys.

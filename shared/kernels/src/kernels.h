@@ -20,7 +20,7 @@ struct Weight {
   Kind kind;
   int64_t out, in;
   int64_t padded_in;  // to a multiple of the kind's step
-  int64_t group;      // of INT4, else 0
+  int64_t group;      // of INT4 and INT8: inputs whose rows share a scale; else 0
   int64_t panel_bytes;
   uint8_t* data;
   float* scale;  // of INT8, else null

@@ -16,33 +16,34 @@ namespace {
 
 constexpr float QUANTISED = 127.0f;  // activations are rounded to -127..127
 
-// The rows of x as the kernels read them.
+// The rows of x as the kernels read them. Those of bytes come in groups of w.group inputs, each with a scale.
 struct Rows {
-  uint8_t* data;     // [rows][stride bytes]
-  int64_t stride;
-  float* scale;      // [rows], of bytes
-  int32_t* sum;      // [rows], of INT8: what the weights' offset is taken back with
-  float* group_sum;  // [rows][groups], of INT4
-  int64_t groups;
+  uint8_t* data;  // [rows][stride bytes]
+  int64_t stride, groups;
+  float* scale;   // [rows][groups]
+  int32_t* sum;   // [rows][groups] of INT8: minus what the weights' offset of 128 adds
+  float* extent;  // [rows][groups] of INT4: what the weights' minimum is multiplied with
 };
 
-int64_t element_bytes(Kind kind) { return kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1; }
+int64_t stride_of(const Weight& w) {
+  const int64_t element = w.kind == FLOAT32 ? 4 : w.kind == BFLOAT16 ? 2 : 1;
+  return (w.padded_in * element + 63) / 64 * 64;
+}
 
-int64_t groups_of(const Weight& w) { return w.kind == INT4 ? w.padded_in / w.group : 0; }
+int64_t groups_of(const Weight& w) { return w.group ? w.padded_in / w.group : 0; }
 
 size_t rows_bytes(const Weight& w, int64_t rows) {
-  const int64_t row = (w.padded_in * element_bytes(w.kind) + 63) / 64 * 64;
-  return (size_t)(rows * (row + 8 + 4 * groups_of(w)) + 256);
+  return (size_t)(rows * (stride_of(w) + 12 * groups_of(w)) + 256);
 }
 
 Rows rows_in(const Weight& w, int64_t rows, void* memory) {
   Rows r{};
   r.data = (uint8_t*)memory;
-  r.stride = (w.padded_in * element_bytes(w.kind) + 63) / 64 * 64;
-  r.scale = (float*)(r.data + rows * r.stride);
-  r.sum = (int32_t*)(r.scale + rows);
-  r.group_sum = (float*)(r.sum + rows);
+  r.stride = stride_of(w);
   r.groups = groups_of(w);
+  r.scale = (float*)(r.data + rows * r.stride);
+  r.sum = (int32_t*)(r.scale + rows * r.groups);
+  r.extent = (float*)(r.sum + rows * r.groups);
   return r;
 }
 
@@ -69,34 +70,32 @@ float norm_of(const LinearCall& c, const float* x) {
 
 void quantise(const LinearCall& c, const float* x, float norm, const Rows& rows, int64_t row, float* wide) {
   const Weight& w = *c.weight;
-  v16f top{};
   v16i odd{};
-  for (int64_t i = 0; i < w.in; i += LANES) {
-    const v16f v = prologued(c, x, norm, i);
+  for (int64_t i = 0; i < w.padded_in; i += LANES) {
+    const v16f v = i < w.in ? prologued(c, x, norm, i) : v16f{};
     store(wide + i, v);
-    top = larger(top, magnitude(v));
-    odd |= v != v;
+    odd |= ~(magnitude(v) < splat(1e30f));
   }
-  const float highest = largest_of(top);
-  // Neither NaN nor infinity is hidden: the scale carries it into the result.
-  const bool sound = highest < 1e30f && !any_of(odd);
-  const v16f inverse = splat(sound && highest > 1e-30f ? QUANTISED / highest : 0.0f);
+  // Neither NaN nor infinity is hidden: the scales carry it into the result.
+  const bool sound = !any_of(odd);
   int8_t* out = (int8_t*)rows.data + row * rows.stride;
-  const int64_t end = (w.in + LANES - 1) / LANES * LANES;
-  v16i total{}, part{};
-  for (int64_t i = 0; i < end; i += LANES) {
-    const v16i q = sound ? nearest(load<v16f>(wide + i) * inverse) : v16i{};
-    store_bytes(out + i, q);
-    total += q;
-    part += q;
-    if (rows.groups && ((i + LANES) % w.group == 0 || i + LANES == end)) {
-      rows.group_sum[row * rows.groups + i / w.group] = (float)sum_of(part);
-      part = v16i{};
+  for (int64_t g = 0; g < rows.groups; ++g) {
+    const int64_t begin = g * w.group, end = begin + w.group, place = row * rows.groups + g;
+    v16f top{};
+    for (int64_t i = begin; i < end; i += LANES) top = larger(top, magnitude(load<v16f>(wide + i)));
+    const float highest = sound ? largest_of(top) : 0.0f;
+    const v16f inverse = splat(highest > 1e-30f ? QUANTISED / highest : 0.0f);
+    v16i total{};
+    for (int64_t i = begin; i < end; i += LANES) {
+      const v16i q = sound ? nearest(load<v16f>(wide + i) * inverse) : v16i{};
+      store_bytes(out + i, q);
+      total += q;
     }
+    const int32_t sum = sum_of(total);
+    rows.scale[place] = sound ? highest * (1.0f / QUANTISED) : __builtin_nanf("");
+    rows.sum[place] = -128 * sum;
+    rows.extent[place] = rows.scale[place] * (float)sum;
   }
-  for (int64_t i = end; i < w.padded_in; ++i) out[i] = 0;
-  rows.sum[row] = sum_of(total);
-  rows.scale[row] = sound ? highest * (1.0f / QUANTISED) : __builtin_nanf("");
 }
 
 void prepare(const LinearCall& c, const Rows& rows, int64_t row, float* wide) {
@@ -173,21 +172,30 @@ struct Int8 {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
-    v16i acc[R][2] = {};
-    for (int64_t k = 0; k < w.padded_in / 4; ++k, b += 128) {
-      const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
+    v16f sum[R][2] = {};
+    for (int64_t g = 0; g < rows.groups; ++g) {
+      v16i acc[R][2];
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat_i(rows.sum[(row + r) * rows.groups + g]);
+      for (int64_t k = 0; k < w.group / 4; ++k, b += 128, a += 4) {
+        const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const v16u x = splat_u(word_at(a + r * rows.stride));
+          acc[r][0] = dot_bytes(acc[r][0], b0, x);
+          acc[r][1] = dot_bytes(acc[r][1], b1, x);
+        }
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const v16u x = splat_u(word_at(a + r * rows.stride + 4 * k));
-        acc[r][0] = dot_bytes(acc[r][0], b0, x);
-        acc[r][1] = dot_bytes(acc[r][1], b1, x);
+        const v16f scale = splat(rows.scale[(row + r) * rows.groups + g]);
+        sum[r][0] = fused(to_float(acc[r][0]), scale, sum[r][0]);
+        sum[r][1] = fused(to_float(acc[r][1]), scale, sum[r][1]);
       }
     }
     for (int r = 0; r < R; ++r)
       for (int half = 0; half < 2; ++half) {
         const int64_t column = panel * PANEL + half * LANES;
-        const v16f sum = to_float(acc[r][half] - 128 * rows.sum[row + r]);
-        finish(c, row + r, column, sum * rows.scale[row + r] * load<v16f>(w.scale + column));
+        finish(c, row + r, column, sum[r][half] * load<v16f>(w.scale + column));
       }
   }
 };
@@ -215,20 +223,20 @@ struct Int4 {
           acc[r][1] = dot_bytes(acc[r][1], high1, y);
         }
       }
-      const v16u pair0 = load<v16u>(b), pair1 = load<v16u>(b + 64);
+      const v16u pair0 = load<v16u>(b), pair1 = load<v16u>(b + 64), top = splat_u(0xffff0000u);
       b += 128;
       const v16f scale0 = as_float(pair0 << 16), scale1 = as_float(pair1 << 16);
-      const v16f least0 = as_float(pair0 & splat_u(0xffff0000u)), least1 = as_float(pair1 & splat_u(0xffff0000u));
+      const v16f least0 = as_float(pair0 & top), least1 = as_float(pair1 & top);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const v16f of_group = splat(rows.group_sum[(row + r) * rows.groups + g]);
-        sum[r][0] = fused(least0, of_group, fused(to_float(acc[r][0]), scale0, sum[r][0]));
-        sum[r][1] = fused(least1, of_group, fused(to_float(acc[r][1]), scale1, sum[r][1]));
+        const int64_t place = (row + r) * rows.groups + g;
+        const v16f scale = splat(rows.scale[place]), extent = splat(rows.extent[place]);
+        sum[r][0] = fused(least0, extent, fused(to_float(acc[r][0]) * scale, scale0, sum[r][0]));
+        sum[r][1] = fused(least1, extent, fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]));
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half)
-        finish(c, row + r, panel * PANEL + half * LANES, sum[r][half] * rows.scale[row + r]);
+      for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
   }
 };
 
@@ -251,16 +259,16 @@ struct Tiles<K, 0> {
   static void fill(Tile*) {}
 };
 
-// INT4 keeps two sets of sums.
-constexpr int INT4_ROWS = TILE_ROWS > 3 ? TILE_ROWS / 2 : TILE_ROWS;
+// Bytes have two sets of sums: of their group, and of all groups.
+constexpr int BYTE_ROWS = TILE_ROWS > 3 ? TILE_ROWS / 2 : TILE_ROWS;
 
 struct Table {
   Tile tiles[4][TILE_ROWS + 1] = {};
   Table() {
     Tiles<Float32, TILE_ROWS>::fill(tiles[FLOAT32]);
     Tiles<Bfloat16, TILE_ROWS>::fill(tiles[BFLOAT16]);
-    Tiles<Int8, TILE_ROWS>::fill(tiles[INT8]);
-    Tiles<Int4, INT4_ROWS>::fill(tiles[INT4]);
+    Tiles<Int8, BYTE_ROWS>::fill(tiles[INT8]);
+    Tiles<Int4, BYTE_ROWS>::fill(tiles[INT4]);
   }
 };
 
@@ -271,7 +279,7 @@ void multiply(const LinearCall& c, const Rows& rows, int thread, int threads) {
   static const Table table;
   const Weight& w = *c.weight;
   const Tile* tiles = table.tiles[w.kind];
-  const int64_t highest = w.kind == INT4 ? INT4_ROWS : TILE_ROWS;
+  const int64_t highest = w.group ? BYTE_ROWS : TILE_ROWS;
   const int64_t panels = (w.out + PANEL - 1) / PANEL;
   const int64_t row_tiles = (c.rows + highest - 1) / highest;
   const int64_t units = panels * row_tiles;

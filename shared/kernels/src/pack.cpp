@@ -18,7 +18,7 @@ constexpr size_t HUGE_PAGE = 2 << 20;
 int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 int64_t step_of(Kind kind, int64_t group) {
-  return kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : kind == INT8 ? 4 : group;
+  return kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : group;
 }
 
 int64_t panel_bytes(Kind kind, int64_t padded_in, int64_t group) {
@@ -127,7 +127,7 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
   w->kind = kind;
   w->out = out;
   w->in = in;
-  w->group = kind == INT4 ? group : 0;
+  w->group = kind == INT4 || kind == INT8 ? group : 0;
   w->padded_in = up(in, step_of(kind, group));
   w->panel_bytes = panel_bytes(kind, w->padded_in, group);
   const int64_t panels = up(out, PANEL) / PANEL;

@@ -5,7 +5,7 @@
 
 namespace treadle {
 
-// From rows of float32 or bfloat16 (`source_kind`). `group`, a multiple of 16, is INT4's. Null without memory.
+// From rows of float32 or bfloat16 (`source_kind`). `group`, a multiple of 16, is INT8's and INT4's. Null without memory.
 Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, const float* bias, Kind kind,
              int64_t group, int threads);
 

@@ -165,7 +165,7 @@ class PackedWeight:
         threads: int = 1,
     ) -> None:
         """From float32 or bfloat16 rows at `source`; `bias` is float32. Raises MemoryError without memory."""
-        if kind is Kind.INT4 and (group_size < 16 or group_size % 16):
+        if kind in (Kind.INT8, Kind.INT4) and (group_size < 16 or group_size % 16):
             raise ValueError(f"group_size must be a multiple of 16, not {group_size}")
         library = _library()
         self.out_features, self.in_features, self.kind = out_features, in_features, kind

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from treadle.nn.linear import RMSNorm
-from treadle.nn.quantization import GROUP_SIZE
+from treadle.nn.quantization import GROUP_SIZES
 
 SOURCES = (torch.float32, torch.bfloat16)
 """Dtypes that weights are packed from, and computed in."""
@@ -48,7 +48,7 @@ class NativeLinear:
             self.in_features,
             bias=None if bias_O is None else bias_O.data_ptr(),
             kind=kind,
-            group_size=GROUP_SIZE,
+            group_size=GROUP_SIZES.get(quantization, 0),
             threads=self._threads,
         )
         self._plain, self._norm, self._gate = native.Prologue

@@ -1,7 +1,7 @@
 """What quantised products compute, in plain torch: what is served where there are no native kernels for them.
 
-Weights are rounded once, at load; the rows they are multiplied with are rounded to 8 bits each as they
-come. Shapes: T tokens, I inputs, O outputs, g groups of GROUP_SIZE inputs.
+Weights are rounded once, at load; the rows they are multiplied with are rounded to 8 bits as they come, each
+group of inputs with its own scale. Shapes: T tokens, I inputs, O outputs, g groups of GROUP_SIZE inputs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from treadle.nn.linear import RMSNorm, pad_rows, silu
 
-GROUP_SIZE = 32
-"""Inputs that share a scale and a minimum in int4."""
+GROUP_SIZES = {"int8": 64, "int4": 32}
+"""Inputs of a row that share a scale; in int4 the weights of so many inputs share theirs, too."""
+GROUP_SIZE = GROUP_SIZES["int4"]
 QUANTIZATIONS = ("int8", "int4")
 _CUTS = (0.03, 0.06, 0.1)
 """Shares of a group's range that are cut off at either end, to see whether the rest is met better."""
@@ -97,6 +98,7 @@ class QuantizedLinear:
     """A `treadle.nn.linear.Kernel`: quantised weights kept as float32, rows rounded as the kernels do."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> None:
+        self._group_size = GROUP_SIZES[quantization]
         rounded = quantize_int8(weight_OI) if quantization == "int8" else quantize_int4(weight_OI)
         self._weight_OI = rounded.dequantized()
         self._bias_O = None if bias_O is None else bias_O.float()
@@ -108,12 +110,14 @@ class QuantizedLinear:
         if gated:
             gates_TI, values_TI = x.chunk(2, dim=-1)
             x = silu(gates_TI) * values_TI
-        rows, wide = x.shape[0], pad_rows(x.float(), 8)
-        top_T1 = wide.abs().amax(1, keepdim=True)
-        scale_T1 = top_T1 / 127.0
-        q_TI = (wide * torch.where(top_T1 > 0, 127.0 / top_T1, 0.0)).round()
-        y = (F.linear(q_TI, self._weight_OI) * scale_T1)[:rows]
-        if self._bias_O is not None:
-            y = y + self._bias_O
-        y = y.to(x.dtype)
+        rows = x.shape[0]
+        y = F.linear(pad_rows(self._rounded(x.float()), 8), self._weight_OI, self._bias_O)[:rows].to(x.dtype)
         return y if residual is None else residual + y
+
+    def _rounded(self, x_TI: Tensor) -> Tensor:
+        """To 255 steps between a group's largest magnitude and its negative."""
+        inputs = x_TI.shape[1]
+        x_Tgn = F.pad(x_TI, (0, -inputs % self._group_size)).unflatten(1, (-1, self._group_size))
+        top_Tg1 = x_Tgn.abs().amax(-1, keepdim=True)
+        q_Tgn = (x_Tgn * torch.where(top_Tg1 > 0, 127.0 / top_Tg1, 0.0)).round()
+        return (q_Tgn * (top_Tg1 / 127.0)).flatten(1)[:, :inputs]
