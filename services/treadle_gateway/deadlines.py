@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from treadle.errors import DeadlineExceeded
@@ -39,6 +40,15 @@ class Deadline:
         if milliseconds < 1:
             raise out_of_time()
         return milliseconds
+
+    @contextlib.contextmanager
+    def tells(self, out: Callable[[], None]) -> Iterator[None]:
+        """Calls `out` when the time is up, if that is before the block's end."""
+        timer = asyncio.get_running_loop().call_later(self.remaining_s, out)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def bound(self, work: Awaitable[T]) -> T:
         """Awaits `work`; raises DeadlineExceeded, and cancels it, when the time is up before."""

@@ -12,7 +12,7 @@ from treadle.api.inference.v1.generation_pb2 import Finished, Started, TokenDelt
 from treadle.errors import DataLoss
 from treadle.queue.log import LogEntry
 from treadle_gateway.cursor import Cursor
-from treadle_gateway.deadlines import Deadline
+from treadle_gateway.deadlines import Deadline, out_of_time
 from treadle_gateway.subscriptions import Subscription
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,12 @@ async def follow(
     Raises DeadlineExceeded, and what the subscription raises.
     """
     stream = TokenStream(cursor)
-    while True:
-        for chunk in stream.accept(await deadline.bound(subscription.next())):
-            yield chunk
-            if isinstance(chunk, Failed) or isinstance(chunk.body, Finished):
-                return
+    # One timer for the whole answer, and none for each of its entries.
+    with deadline.tells(lambda: subscription.fail(out_of_time())):
+        while True:
+            if deadline.passed:
+                raise out_of_time()
+            for chunk in stream.accept(await subscription.next()):
+                yield chunk
+                if isinstance(chunk, Failed) or isinstance(chunk.body, Finished):
+                    return

@@ -72,6 +72,10 @@ class BlockManager:
         sequence.num_committed_blocks = len(prefix)
         self._grow(sequence)
 
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether the sequence's blocks hold all of its tokens."""
+        return len(sequence.token_ids) <= len(sequence.block_table) * self.block_size
+
     def can_append(self, sequence: Sequence, num_more: int = 0) -> bool:
         """Whether there are blocks for the tokens that the sequence got since it was allocated.
 
@@ -98,9 +102,9 @@ class BlockManager:
         Call it once the step that computed them is known to be sound. Where another block already holds
         the same prefix, that one stays the findable one.
         """
-        if not self.enable_prefix_caching:
-            return
         first, end = sequence.num_committed_blocks, sequence.num_computed_tokens // self.block_size
+        if first >= end or not self.enable_prefix_caching:
+            return
         for index in range(first, end):
             block, name = sequence.block_table[index], self._block_hash(sequence, index)
             if name not in self._block_of:

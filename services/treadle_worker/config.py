@@ -81,7 +81,7 @@ class WorkerConfig(BaseSettings):
     over what they held. It beats three times a lease; a busy machine needs a long one."""
     grace_period_s: float = Field(default=30.0, gt=0)
     """From SIGTERM to the end; what still runs then is handed back."""
-    gather_s: float = Field(default=0.1, ge=0, le=10)
+    gather_s: float = Field(default=0.125, ge=0, le=10)
     """The longest that an answer's tokens are gathered into one message, while many answers stream; with few
     of them they are not. 0: never."""
     max_claimed: int = Field(default=64, ge=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as ListOf
-from itertools import count, islice, zip_longest
+from itertools import count
 from typing import Protocol
 
 import torch
@@ -19,10 +19,12 @@ from treadle_worker.engine_protocol import (
     SequenceOutput,
     StepOutputs,
 )
-from treadle_worker.penalties import TokenHistory, has_penalties
+from treadle_worker.penalties import TokenCounts, TokenHistory, has_penalties
 from treadle_worker.sampler import Sample, Sampler, SampleRow
 from treadle_worker.scheduler import Scheduler, SchedulerOutput
 from treadle_worker.sequence import Sequence
+
+NOT_FINITE = "the model's logits are not finite"
 
 
 class Runner(Protocol):
@@ -157,36 +159,40 @@ class Engine:
 
     def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:
         """Samples, and moves every sequence of the step forward."""
-        sampled: list[tuple[Sequence, list[int]]] = []
+        drafts, histories = scheduled.drafts, self._histories
+        sampled: list[Sequence] = []
         rows: list[SampleRow] = []
         for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
-            draft = scheduled.drafts.get(sequence, [])
-            sequence.num_computed_tokens += num_tokens - len(draft)
-            if sequence.num_uncomputed_tokens == 0:
-                sampled.append((sequence, draft))
-                rows += self._rows(sequence, draft)
+            draft = drafts.get(sequence) if drafts else None
+            sequence.num_computed_tokens += num_tokens if draft is None else num_tokens - len(draft)
+            if sequence.num_computed_tokens < len(sequence.token_ids):
+                continue
+            sampled.append(sequence)
+            history = histories.get(sequence) if histories else None
+            rows.append(SampleRow(sequence.sampling, sequence.num_output_tokens, history))
+            if draft is not None:
+                rows += _draft_rows(rows[-1], draft)
         if len(logits) != len(rows):
             raise RuntimeError(
                 f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from"
             )
-        samples = iter(self.sampler.sample(logits, rows))
+        samples = self.sampler.sample(logits, rows)
         outputs: list[SequenceOutput] = []
-        for sequence, draft in sampled:
-            outputs += self._advance(sequence, draft, list(islice(samples, len(draft) + 1)))
+        row = 0
+        for sequence in sampled:
+            draft = drafts.get(sequence) if drafts else None
+            end = row + 1 if draft is None else row + 1 + len(draft)
+            self._advance(sequence, samples[row:end], draft, outputs)
+            row = end
         return outputs
 
-    def _rows(self, sequence: Sequence, draft: list[int]) -> Iterator[SampleRow]:
-        """What is drawn behind the sequence's last token, and behind each of its draft."""
-        params, position = sequence.sampling, sequence.num_output_tokens
-        history = self._histories.get(sequence)
-        yield SampleRow(params, position, history)
-        for place in range(1, len(draft) + 1):
-            counts = None if history is None else history.counts_after(draft[:place])
-            yield SampleRow(params, position + place, counts)
-
     def _advance(
-        self, sequence: Sequence, draft: list[int], samples: list[Sample | None]
-    ) -> list[SequenceOutput]:
+        self,
+        sequence: Sequence,
+        samples: list[Sample | None],
+        draft: list[int] | None,
+        outputs: list[SequenceOutput],
+    ) -> None:
         """Appends the token that was drawn, and the next ones as long as the draft had foreseen them.
 
         What was drawn behind a draft's token holds if that token is the one that was drawn there: then it
@@ -197,7 +203,7 @@ class Engine:
         """
         taken: list[Sample] = []
         reason: FinishReason | None = None
-        for sample, foreseen in zip_longest(samples, draft):
+        for sample in samples:
             if sample is None:
                 reason = "error"
                 break
@@ -205,19 +211,20 @@ class Engine:
             self._append(sequence, sample.token_id)
             taken.append(sample)
             reason = self._finish_reason(sequence)
-            if reason is not None or sample.token_id != foreseen:
+            place = len(taken) - 1
+            if reason is not None or draft is None or draft[place : place + 1] != [sample.token_id]:
                 break
             sequence.num_computed_tokens += 1
-        if draft:
+        if draft is not None:
             self._verified(sequence, len(draft), max(0, len(taken) - 1))
         if reason is not None:
             self._finish(sequence)
         if reason != "error":
-            return [_output(sequence, taken, reason)]
-        failure = _failure(
-            sequence.request_id, sequence.num_output_tokens, "the model's logits are not finite"
-        )
-        return [_output(sequence, taken, None), failure] if taken else [failure]
+            outputs.append(_output(sequence, taken, reason))
+            return
+        if taken:
+            outputs.append(_output(sequence, taken, None))
+        outputs.append(_failure(sequence.request_id, sequence.num_output_tokens, NOT_FINITE))
 
     def _append(self, sequence: Sequence, token_id: int) -> None:
         sequence.token_ids.append(token_id)
@@ -231,13 +238,13 @@ class Engine:
         self.scheduler.verified(sequence, num_draft_tokens, num_accepted_tokens)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        params = sequence.sampling
+        params, token_ids = sequence.sampling, sequence.token_ids
         if (
-            sequence.num_output_tokens > params.min_new_tokens
-            and sequence.token_ids[-1] in params.stop_token_ids
+            token_ids[-1] in params.stop_token_ids
+            and len(token_ids) - sequence.num_prompt_tokens > params.min_new_tokens
         ):
             return "stop_token"
-        return "length" if sequence.num_tokens >= sequence.max_num_tokens else None
+        return "length" if len(token_ids) >= sequence.max_num_tokens else None
 
     def _finish(self, sequence: Sequence) -> None:
         self.scheduler.finish(sequence)
@@ -246,24 +253,39 @@ class Engine:
 
 
 def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
-    chunks = []
+    chunks, drafts = [], scheduled.drafts
     for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
-        draft = scheduled.drafts.get(sequence, [])
-        token_ids = sequence.token_ids[start:end] + draft
-        num_logits = 1 + len(draft) if end >= sequence.num_tokens else 0
+        token_ids, num_logits = sequence.token_ids[start:end], int(end >= len(sequence.token_ids))
+        if drafts and (draft := drafts.get(sequence)) is not None:
+            token_ids, num_logits = token_ids + draft, 1 + len(draft)
         chunks.append(ScheduledChunk(token_ids, start, sequence.block_table, num_logits))
     return chunks
 
 
+def _draft_rows(last: SampleRow, draft: list[int]) -> list[SampleRow]:
+    """What is drawn behind each token of the draft: `last` is what is drawn before it."""
+    history = last.history
+    assert not isinstance(history, TokenCounts), "a sequence's history is its own"
+    return [
+        SampleRow(
+            last.params,
+            last.position + place,
+            None if history is None else history.counts_after(draft[:place]),
+        )
+        for place in range(1, len(draft) + 1)
+    ]
+
+
 def _output(sequence: Sequence, taken: list[Sample], reason: FinishReason | None) -> SequenceOutput:
     """What the newest tokens did; without any, the end of a sequence that needs no further one."""
-    logprobs = [sample.logprobs for sample in taken if sample.logprobs is not None]
     return SequenceOutput(
         request_id=sequence.request_id,
-        first_index=sequence.num_output_tokens - len(taken),
+        first_index=len(sequence.token_ids) - sequence.num_prompt_tokens - len(taken),
         token_ids=[sample.token_id for sample in taken],
-        logprobs=logprobs or None,
+        logprobs=None
+        if sequence.sampling.logprobs is None
+        else [sample.logprobs for sample in taken if sample.logprobs is not None] or None,
         finish_reason=reason,
         stop_token_id=sequence.token_ids[-1] if reason == "stop_token" else None,
         num_cached_tokens=sequence.num_cached_tokens,

@@ -17,6 +17,7 @@ from treadle_worker.kv_cache import CachePlan
 from treadle_worker.model_runner import ModelRunner
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
+from treadle_worker.speculation import Speculation
 
 WARM_ROWS = 1024
 """Of a step; larger ones meet their sizes as they come."""
@@ -59,6 +60,8 @@ def load_engine(start: EngineStart) -> Engine:
             BlockManager(num_blocks, start.block_size, enable_prefix_caching=start.enable_prefix_caching),
             max_num_seqs=min(start.max_num_seqs, start.max_num_batched_tokens),
             max_num_batched_tokens=start.max_num_batched_tokens,
+            max_inter_token_ms=start.max_inter_token_ms,
+            speculation=Speculation(start.num_speculative_tokens, start.max_speculative_rows),
         ),
         Sampler(),
         vocab_size=model.config.vocab_size,

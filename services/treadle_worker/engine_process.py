@@ -4,6 +4,9 @@ It is spawned, never forked, reads what to load from its socket, says that it lo
 then turns: take every command that waits, one step, one message. It blocks only when it has nothing to
 do, or when the I/O process reads too slowly. It ends with its parent, at a Shutdown, and after a failure,
 which it names first.
+
+Messages have no thread of their own: to encode and send what 256 sequences got, and to look for commands,
+takes 40 to 80 microseconds a step, about what handing it to a thread takes.
 """
 
 from __future__ import annotations

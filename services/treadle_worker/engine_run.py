@@ -164,7 +164,8 @@ class EngineRun:
             request = self.table.by_engine_id(output.request_id)
             if request is None:
                 continue
-            self._observation.said(request, output)
+            if request.span.recording:
+                self._observation.said(request, output)
             if request.accept(output):
                 self._command(AbortRequest(request_id=request.engine_id))
             self.writer.mark(request)

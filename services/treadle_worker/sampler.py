@@ -4,11 +4,12 @@ Per row, in this order (transformers' `_get_logits_processor`): logit bias, pena
 ids (penalties.py), then temperature, top-k, top-p, min-p, then one draw. Each filter keeps the beginning
 of the row in falling order, so the draw is an inverse CDF over that order: with u = Philox(seed, position)
 the first token is taken whose cumulative probability passes u times what the filters kept. It needs only
-as much of the order as the draw reaches: a short cut in the common case, the whole row at worst, and the
-answer is the same.
+the part of the order in which the draw and the filters' limits fall (falling_order.py).
 
-A row's token and log-probabilities are bitwise the same alone and in any batch: rows are only gathered
-into groups, each operation works within its row, and which cut decides depends on the row alone.
+A row's token and log-probabilities are bitwise the same alone and in any batch: each operation works within
+its row, and the draws of a CPU's logits are made row by row. (They are made with numpy, in one thread: a pass
+over a row takes a few microseconds, less than waking up a second one.) Logits on another device are drawn
+from there, as far as a row's best tokens decide (cut_draw.py); the rest is fetched.
 
 Log-probabilities are the model's own: log softmax of the logits before bias, penalties and temperature.
 """
@@ -22,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from treadle_worker.candidates import Cut, Float64Array, Int64Array, cut_best, cut_sizes
+from treadle_worker.candidates import Int64Array, cut_best, cut_sizes
+from treadle_worker.cut_draw import draw_by_cuts, take
 from treadle_worker.engine_protocol import SamplingParams, TokenLogprobs
+from treadle_worker.falling_order import FallingOrder, Place, Scratch
 from treadle_worker.penalties import (
     TokenCounts,
     TokenHistory,
@@ -56,7 +59,10 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Turns logits into tokens. It keeps nothing from one step to the next."""
+    """Turns logits into tokens. It keeps nothing from one step to the next but room to work in."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch(0)
 
     @torch.inference_mode()
     def sample(self, logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sample | None]:
@@ -66,21 +72,20 @@ class Sampler:
         """
         if not rows:
             return []
-        low, high = torch.aminmax(logits_RV, dim=1)
-        sound = torch.isfinite(low) & torch.isfinite(high)
-        if not bool(sound.all()):
-            logits_RV[~sound] = 0.0
+        best, sound = _best(logits_RV)
+        if not sound.all():
+            logits_RV[torch.from_numpy(~sound).to(logits_RV.device)] = 0.0
         reported = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
-        raw_LV = torch.log_softmax(_take(logits_RV, reported), dim=1) if reported else None
-        _adjust(logits_RV, rows)
-        tokens = np.full(len(rows), -1, np.int64)
-        greedy = [index for index, row in enumerate(rows) if row.params.temperature < GREEDY_BELOW]
+        raw_LV = torch.log_softmax(take(logits_RV, reported), dim=1) if reported else None
+        if _adjust(logits_RV, rows):
+            best, _ = _best(logits_RV)
+        tokens = best
         drawn = [index for index, row in enumerate(rows) if row.params.temperature >= GREEDY_BELOW]
-        if greedy:
-            tokens[greedy] = _best(_take(logits_RV, greedy))
         if drawn:
-            tokens[drawn] = _draw(_take(logits_RV, drawn), [rows[index] for index in drawn])
-        tokens[~sound.cpu().numpy()] = -1
+            tokens[drawn] = self._draw(
+                take(logits_RV, drawn), [rows[index] for index in drawn], best[drawn] >= 0
+            )
+        tokens[~sound] = -1
         logprobs: dict[int, TokenLogprobs] = {}
         if raw_LV is not None:
             counts = [rows[index].params.logprobs or 0 for index in reported]
@@ -90,130 +95,78 @@ class Sampler:
             for index, token in enumerate(tokens.tolist())
         ]
 
-
-def _take(logits_RV: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    return logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
-
-
-def _adjust(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> None:
-    """Bias, penalties and suppressed stop ids, in place."""
-    add_logit_bias(
-        logits_RV, [(i, row.params.logit_bias) for i, row in enumerate(rows) if row.params.logit_bias]
-    )
-    apply_penalties(
-        logits_RV,
-        [
-            (i, row.params, row.history)
-            for i, row in enumerate(rows)
-            if row.history is not None and has_penalties(row.params)
-        ],
-    )
-    suppress_tokens(
-        logits_RV,
-        [
-            (i, row.params.stop_token_ids)
-            for i, row in enumerate(rows)
-            if row.position < row.params.min_new_tokens and row.params.stop_token_ids
-        ],
-    )
-
-
-def _best(logits_RV: torch.Tensor) -> Int64Array:
-    """The first best token of each row; -1 where none has a chance."""
-    value, token = logits_RV.max(dim=1)
-    best: Int64Array = torch.where(value > -torch.inf, token, -1).cpu().numpy()
-    return best
-
-
-def _draw(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> Int64Array:
-    """One draw a row; -1 where no token has a chance."""
-    filters = _Filters.of(rows, vocab_size=logits_RV.shape[1])
-    u = uniforms(
-        np.array([row.params.seed & 0xFFFFFFFFFFFFFFFF for row in rows], np.uint64),
-        np.array([row.position for row in rows], np.uint64),
-    )
-    total = _total_weights(logits_RV, filters)
-    tokens = np.full(len(rows), -1, np.int64)
-    pending = np.arange(len(rows))
-    for size in cut_sizes(logits_RV.shape[1]):
-        whole = size == logits_RV.shape[1]
-        now = pending if whole else pending[filters.top_k[pending] < size]
-        if len(now) == 0:
-            continue
-        cut = cut_best(_take(logits_RV, now.tolist()), size)
-        column = _decide(cut, filters.rows(now), total[now], u[now], whole=whole)
-        decided = now[column >= 0]
-        tokens[decided] = cut.token_ids[column >= 0, column[column >= 0]]
-        pending = np.setdiff1d(pending, decided, assume_unique=True)
-    return tokens
-
-
-class _Filters(NamedTuple):
-    """The rows' parameters as arrays [R]."""
-
-    temperature: Float64Array
-    top_k: Int64Array
-    """0: off."""
-    top_p: Float64Array
-    min_p: Float64Array
-
-    @classmethod
-    def of(cls, rows: Sequence[SampleRow], vocab_size: int) -> _Filters:
-        top_k = np.array([row.params.top_k for row in rows], np.int64)
-        return cls(
-            np.array([row.params.temperature for row in rows]),
-            np.where(top_k < vocab_size, top_k, 0),
-            np.array([row.params.top_p for row in rows]),
-            np.array([row.params.min_p for row in rows]),
+    def _draw(
+        self, logits_RV: torch.Tensor, rows: Sequence[SampleRow], has_tokens: npt.NDArray[np.bool_]
+    ) -> Int64Array:
+        """One draw a row; -1 where no token has a chance."""
+        u = uniforms(
+            np.array([row.params.seed & 0xFFFFFFFFFFFFFFFF for row in rows], np.uint64),
+            np.array([row.position for row in rows], np.uint64),
         )
+        if logits_RV.device.type == "cpu":
+            tokens = np.full(len(rows), -1, np.int64)
+        else:
+            tokens = draw_by_cuts(logits_RV, [row.params for row in rows], u)
+        pending = np.flatnonzero((tokens < 0) & has_tokens)
+        x_PV = take(logits_RV, pending.tolist()).cpu().numpy()
+        if len(pending) and len(self._scratch.weight) != x_PV.shape[1]:
+            self._scratch = Scratch(x_PV.shape[1])
+        for x_V, index in zip(x_PV, pending.tolist(), strict=True):
+            tokens[index] = draw_one(x_V, rows[index].params, float(u[index]), self._scratch)
+        return tokens
 
-    def rows(self, index: Int64Array) -> _Filters:
-        return _Filters(self.temperature[index], self.top_k[index], self.top_p[index], self.min_p[index])
+
+def _best(logits_RV: torch.Tensor) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+    """The first best token of each row, -1 where none has a chance; and whether all logits are finite."""
+    if logits_RV.device.type == "cpu":
+        x_RV = logits_RV.numpy()
+        token = x_RV.argmax(axis=1)  # a NaN counts as the best
+        high, low = x_RV[np.arange(len(x_RV)), token], x_RV.min(axis=1)
+    else:
+        value, index = logits_RV.max(dim=1)
+        token, high, low = index.cpu().numpy(), value.cpu().numpy(), logits_RV.amin(dim=1).cpu().numpy()
+    best: Int64Array = np.where(high > -np.inf, token, -1)
+    return best, np.isfinite(high) & np.isfinite(low)
 
 
-def _total_weights(logits_RV: torch.Tensor, filters: _Filters) -> Float64Array:
-    """The sum over the vocabulary of exp((logit - best logit) / temperature), for rows without top-k.
+def _adjust(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> bool:
+    """Bias, penalties and suppressed stop ids, in place; whether there were any."""
+    biases, penalties, suppressed = [], [], []
+    for index, (params, position, history) in enumerate(rows):
+        if params.logit_bias:
+            biases.append((index, params.logit_bias))
+        if history is not None and has_penalties(params):
+            penalties.append((index, params, history))
+        if position < params.min_new_tokens and params.stop_token_ids:
+            suppressed.append((index, params.stop_token_ids))
+    add_logit_bias(logits_RV, biases)
+    apply_penalties(logits_RV, penalties)
+    suppress_tokens(logits_RV, suppressed)
+    return bool(biases or penalties or suppressed)
 
-    Taken from log_softmax, whose kernel goes row by row; a plain sum is split otherwise for one row
-    than for many.
+
+def draw_one(logits_V: npt.NDArray[np.float32], params: SamplingParams, u: float, scratch: Scratch) -> int:
+    """The token that u draws from a row with at least one logit above -inf.
+
+    top-k keeps what ties with its last token, as transformers does; top-p keeps tokens until the mass before
+    them reaches p.
     """
-    total = np.ones(len(logits_RV))
-    rows = np.flatnonzero(filters.top_k == 0)
-    if len(rows):
-        x_RV = _take(logits_RV, rows.tolist())
-        temperature = torch.from_numpy(filters.temperature[rows].astype(np.float32)).to(x_RV.device)
-        x_RV = (x_RV - x_RV.amax(dim=1, keepdim=True)) / temperature[:, None]
-        total[rows] = np.exp(-torch.log_softmax(x_RV, dim=1).amax(dim=1).double().cpu().numpy())
-    return total
-
-
-def _decide(cut: Cut, filters: _Filters, total: Float64Array, u: Float64Array, *, whole: bool) -> Int64Array:
-    """The column of the cut that is drawn; -1 where the cut is too short to tell, or no token has a chance.
-
-    A filter is decided by a cut if its boundary lies among the certain tokens. A filter that is not keeps
-    all of those, so the decided ones settle the row. top-k keeps what ties with its last token, as
-    transformers does; top-p keeps tokens until the mass before them reaches p.
-    """
-    logits, certain = cut.logits, cut.num_certain
-    row, k = np.arange(len(logits)), logits.shape[1]
-    with np.errstate(invalid="ignore"):  # a row of which nothing is left: -inf - -inf
-        weight = np.exp((logits - logits[:, :1]) / filters.temperature[:, None])
-    cumulative = np.cumsum(weight, axis=1)
-    nothing = np.full(len(logits), k + 1)
-    has_k, has_p, has_m = filters.top_k > 0, filters.top_p < 1, filters.min_p > 0
-    kth = logits[row, np.minimum(filters.top_k, k) - 1]
-    keep_k = np.where(has_k, (logits >= kth[:, None]).sum(axis=1), nothing)
-    total = np.where(has_k, cumulative[row, np.minimum(keep_k, k) - 1], total)
-    keep_p = np.where(has_p, (cumulative < (filters.top_p * total)[:, None]).sum(axis=1) + 1, nothing)
-    keep_m = np.where(has_m, (weight >= filters.min_p[:, None]).sum(axis=1), nothing)
-    keep = np.minimum(np.minimum(keep_k, keep_p), keep_m)
-    if whole:
-        keep = np.minimum(keep, (weight > 0).sum(axis=1))
-    filtered = has_k | has_p | has_m
-    mass = np.where(filtered, cumulative[row, np.clip(keep, 1, k) - 1], total)
-    column = np.minimum((cumulative <= (u * mass)[:, None]).sum(axis=1), keep - 1)
-    settled = (filters.top_k <= certain) & np.where(filtered, keep <= certain, column < certain)
-    return np.where(settled & (logits[:, 0] > -np.inf), column, -1)
+    top_k = params.top_k if params.top_k < len(logits_V) else 0
+    order = FallingOrder(logits_V, params.temperature, scratch, num_best=top_k)
+    total, limits = order.total, list[Place]()
+    if top_k and not order.is_rest(kth := order.at_count(top_k)):
+        limits.append(order.last_equal(kth))
+        total = order.mass_up_to(limits[0])
+    if params.top_p < 1 and (limit := order.at_mass(params.top_p * total, inclusive=True)) is not None:
+        limits.append(limit)
+    if params.min_p > 0 and not order.is_rest(last := order.at_count(order.num_weighing(params.min_p))):
+        limits.append(last)
+    keep = min(limits, default=None)
+    drawn = order.at_mass(u * (total if keep is None else order.mass_up_to(keep)), inclusive=False)
+    if drawn is None:
+        drawn = keep or order.at_mass(order.total, inclusive=True)
+    assert drawn is not None, "the order's own weight is reached"
+    return order.token(drawn if keep is None else min(drawn, keep))
 
 
 def _logprobs(logprobs_LV: torch.Tensor, tokens: Int64Array, counts: Sequence[int]) -> list[TokenLogprobs]:
@@ -226,7 +179,7 @@ def _logprobs(logprobs_LV: torch.Tensor, tokens: Int64Array, counts: Sequence[in
     for size in cut_sizes(logprobs_LV.shape[1]):
         if len(pending) == 0:
             break
-        cut = cut_best(_take(logprobs_LV, pending.tolist()), size)
+        cut = cut_best(take(logprobs_LV, pending.tolist()), size)
         settled = wanted[pending] <= cut.num_certain
         for place in np.flatnonzero(settled):
             index = pending[place]

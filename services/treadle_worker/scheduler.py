@@ -149,8 +149,8 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Chooses the next step's tokens, and gives each sequence the blocks that they need."""
         output = SchedulerOutput()
-        self._schedule_decodes(output)
-        self._schedule_prefills(output)
+        started = self._schedule_decodes(output)
+        self._schedule_prefills(output, started)
         self._schedule_drafts(output)
         return output
 
@@ -165,26 +165,33 @@ class Scheduler:
         if output.num_tokens:
             self.step_time.observe(output.num_prefill_tokens, output.num_prefill_keys, took_ms)
 
-    def _schedule_decodes(self, output: SchedulerOutput) -> None:
-        """Schedules every running sequence that lacks one token."""
+    def _schedule_decodes(self, output: SchedulerOutput) -> list[Sequence]:
+        """Schedules every running sequence that lacks one token; returns those that lack more, best first."""
+        started: list[Sequence] = []
+        running, blocks, scheduled = self._running, self.block_manager, output.num_scheduled_tokens
         index = 0
-        while index < len(self._running):  # preemption shortens the list from its end
-            sequence = self._running[index][1]
+        while index < len(running):  # preemption shortens the list from its end
+            sequence = running[index][1]
             index += 1
-            if sequence.num_uncomputed_tokens != 1:
-                continue
-            while not self.block_manager.can_append(sequence):
-                victim = self._running[-1][1]
-                self._preempt(victim, output)
-                if victim is sequence:
-                    break
-            else:
-                self.block_manager.append(sequence)
-                output.add(sequence, 1)
+            if len(sequence.token_ids) - sequence.num_computed_tokens != 1:
+                started.append(sequence)
+            elif blocks.has_room(sequence) or self._make_room(sequence, output):
+                scheduled[sequence] = 1
+        output.num_tokens = len(scheduled)
+        return started
 
-    def _schedule_prefills(self, output: SchedulerOutput) -> None:
+    def _make_room(self, sequence: Sequence, output: SchedulerOutput) -> bool:
+        """Gives the sequence a block for its next token; False where it was preempted for lack of one."""
+        while not self.block_manager.can_append(sequence):
+            victim = self._running[-1][1]
+            self._preempt(victim, output)
+            if victim is sequence:
+                return False
+        self.block_manager.append(sequence)
+        return True
+
+    def _schedule_prefills(self, output: SchedulerOutput, started: list[Sequence]) -> None:
         """Gives what is left of the budget to running and waiting prompts by rank."""
-        started = [s for s in self.running() if s not in output.num_scheduled_tokens]
         started.reverse()
         limit = (
             PrefillLimit(self.step_time, self.max_inter_token_ms)

@@ -6,11 +6,12 @@ holds the last token and the draft, and a token is drawn at each of these positi
 a draft. So speculation never changes an answer; it only makes one step give several tokens of it.
 (Saxena, "Prompt Lookup Decoding", 2023; vLLM's n-gram proposer.)
 
-When it pays: a step reads all weights whatever it computes, and one more row costs little beside that: about
-ROW_COST of a step with nothing in it. With r rows a token costs (1 + ROW_COST * r) / r, so one more row is
-worth its cost where the chance that its token is accepted is above ROW_COST * r / (1 + ROW_COST * r): 6%
-for a sequence that is alone, a third where eight run. The chance is measured, sequence by sequence; one
-whose drafts are no use makes none, and tries again with a single token now and then.
+When it pays: a step reads all weights whatever it computes, and one more row costs little beside that: some
+ROW_COST of a step that computes next to nothing (measured on a CPU, bf16 and int8, 2 to 32 rows: 3% to 9%).
+With r rows a token costs (1 + ROW_COST * r) / r, so one more row is worth its cost where the chance that its
+token is accepted is above ROW_COST * r / (1 + ROW_COST * r): 8% for a sequence that is alone, 40% where eight
+run, 73% where 32 do. The chance is measured, sequence by sequence; one whose drafts are no use makes none,
+and tries again with a single token now and then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 
-ROW_COST = 1 / 16
+ROW_COST = 1 / 12
 FIRST_CHANCE = 0.5
 """What is taken for a sequence's chance before anything is known."""
 CHANCE_WEIGHT = 0.1

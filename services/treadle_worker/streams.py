@@ -51,7 +51,9 @@ class StreamWriter:
     def mark(self, request: RunningRequest) -> None:
         """There may be something to write."""
         self._marked[request] = None
-        self._busy()
+        self._idle.clear()
+        if self._next_turn is None or not request.may_gather:
+            self._wake.set()  # else the next turn takes it along
 
     def announce(self, request: RunningRequest) -> None:
         """Tells the request's gateways to read its log."""
@@ -104,16 +106,20 @@ class StreamWriter:
         """What is to be written now: everything at a turn, else what may not wait for it."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not (num_flowing := sum(one.may_gather for one in self._marked)):
-            return list(self._marked)
+        urgent = [one for one in self._marked if not one.may_gather]
+        if not (num_flowing := len(self._marked) - len(urgent)):
+            return urgent
         wait_s = self._pace.wait_s(num_flowing, now)
         if not wait_s:
             self._pace.turned(now)
             return list(self._marked)
-        if self._next_turn is not None:
-            self._next_turn.cancel()
-        self._next_turn = loop.call_later(wait_s, self._wake.set)
-        return [one for one in self._marked if not one.may_gather]
+        if self._next_turn is None:
+            self._next_turn = loop.call_later(wait_s, self._turn)
+        return urgent
+
+    def _turn(self) -> None:
+        self._next_turn = None
+        self._wake.set()
 
     async def _round(self) -> bool:
         """One pipeline; True where Redis refused something for now."""

@@ -22,8 +22,10 @@ SETTINGS = {
     "TREADLE_WORKER_LEASE_S": f"{LEASE_S:g}",
     "TREADLE_WORKER_GRACE_PERIOD_S": "20",
     "TREADLE_GATEWAY_ATTACHED_S": f"{LEASE_S:g}",
-    "TREADLE_GATEWAY_GRACE_PERIOD_S": "10",
+    "TREADLE_GATEWAY_GRACE_PERIOD_S": "6",
     "TREADLE_GATEWAY_LANE_LIMIT": str(LANE_LIMIT),
+    # Answers in many chunks, to cut between any two.
+    "TREADLE_WORKER_GATHER_S": "0",
     # Small steps: a long prompt takes many of them.
     "TREADLE_ENGINE_MAX_NUM_BATCHED_TOKENS": "64",
 }

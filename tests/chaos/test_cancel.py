@@ -65,7 +65,7 @@ def begin_victim(address: str, asked: generation_pb2.Generation) -> Victim:
 @pytest.mark.parametrize("cause", ["client gone", "Cancel", "gateway killed"])
 async def test_what_nobody_waits_for_frees_its_blocks_at_once(stack, gateways, queue, ask, cause):
     name = cause.replace(" ", "-")
-    bystander = ask("Love and time", 1000, "bystander", sampling={"repetition_penalty": 1.2})
+    bystander = ask("Love and time", 4000, "bystander", sampling={"repetition_penalty": 1.2})
     gateway = stack["gateway-1"]
     with stack.workers(1, SOLO) as (worker,):
         expected = await undisturbed(gateways[1], bystander)
@@ -74,12 +74,12 @@ async def test_what_nobody_waits_for_frees_its_blocks_at_once(stack, gateways, q
         )
         await until(lambda: all(record.num_tokens for record in others.records), "the others run")
 
-        decode = begin_victim(gateway.address, ask("Death and night", 4000, f"{name}-decode"))
+        decode = begin_victim(gateway.address, ask("Death and night", 12_000, f"{name}-decode"))
         await until(lambda: decode.record.num_tokens > 0, "tokens come")
         ids = [1 + (7 * place) % 1000 for place in range(LONG_PROMPT)]
         prefill = begin_victim(gateway.address, ask(ids, 10, f"{name}-prefill"))
         await until(partial(in_engine, worker, BYSTANDERS + 2), "it is in prefill")
-        in_lane = begin_victim(gateway.address, ask("Come away", 4000, f"{name}-lane"))
+        in_lane = begin_victim(gateway.address, ask("Come away", 12_000, f"{name}-lane"))
         await until(partial(in_lanes, queue, BYSTANDERS + 3), "it is in its lane")
         assert await queue.pending() == {worker.name: BYSTANDERS + 2}
         before, counted = await engine_state(worker), times_to_free(worker)

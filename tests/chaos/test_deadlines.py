@@ -20,8 +20,10 @@ async def test_time_that_is_up_in_the_lane_is_told_at_once_and_never_reaches_pre
     stack, gateways, queue, ask
 ):
     with stack.workers(1, FULL) as (worker,):
+        drawn = {"temperature": 1.0, "seed": 1}
         busy = begin(
-            gateways[1:], [ask(f"Never still {number}", 900, f"busy-{number}") for number in range(2)]
+            gateways[1:],
+            [ask(f"Never still {number}", 5000, f"busy-{number}", sampling=drawn) for number in range(2)],
         )
         await busy.until_tokens(10)
         before = await engine_state(worker)

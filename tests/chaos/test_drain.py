@@ -22,7 +22,7 @@ CLIENTS = 12
 AT_ONCE_S = 1.0
 """A gateway's or a worker's loop is busy under this load, and two cores are all there is."""
 LEAVING = ["worker", "tokenizer", "gateway", "registry", "trainer"]
-GRACE_PERIOD_S = {"worker": 20, "tokenizer": 10, "gateway": 10, "registry": 5, "trainer": 10}
+GRACE_PERIOD_S = {"worker": 20, "tokenizer": 10, "gateway": 6, "registry": 5, "trainer": 10}
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Load:
     async def _ask(self, client: AsyncClient) -> None:
         while not self.stop.is_set():
             number = next(self._numbers)
-            length = (20, 60, 1500)[number % 3]
+            length = (20, 60, 5000)[number % 3]
             words = f"Sweet night number {number}"
             stream = client.stream(words, max_new_tokens=length, ignore_eos=True, seed=number, top_k=50)
             try:

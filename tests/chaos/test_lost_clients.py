@@ -43,7 +43,7 @@ async def client_process(address: str, asked) -> AsyncIterator[asyncio.subproces
 
 
 async def test_killing_32_of_64_clients_frees_their_blocks_within_a_second(stack, gateways, queue, ask):
-    asked = ask("Good heart", 500, sampling={"repetition_penalty": 1.2})
+    asked = ask("Good heart", 1500, sampling={"repetition_penalty": 1.2})
     expected = await undisturbed(gateways[0], asked)
     workers = stack.of("worker")
 

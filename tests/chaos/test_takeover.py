@@ -35,6 +35,8 @@ ROUNDS = [
     "decode",
     "decode",
 ]
+DEFAULTS = {"TREADLE_WORKER_LEASE_S": "15", "TREADLE_WORKER_GATHER_S": "0.125"}
+"""What a worker has where nothing is set."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ async def test_ten_kills_at_random_moments_lose_nothing(stack, gateways, queue, 
 @pytest.mark.slow
 async def test_the_default_lease_and_the_death_of_an_engine(stack, gateways, queue, ask, rng):
     crowd = await make_crowd(gateways[0], ask, "decode")
-    with stack.workers(2, {"TREADLE_WORKER_LEASE_S": "15"}) as workers:
+    with stack.workers(2, DEFAULTS) as workers:
         # An engine dies under a living I/O process: its requests are free at once, no lease is waited for.
         live = begin(gateways, [renamed(one, "engine") for one in crowd.asked])
         await until_both_hold(queue, live, workers)

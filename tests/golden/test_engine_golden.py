@@ -233,13 +233,16 @@ def test_speculated_is_plain(model, requests):
             request,
             prompt_token_ids=request.prompt_token_ids[:60],
             sampling=msgspec.structs.replace(
-                request.sampling, logit_bias=dict.fromkeys(range(260, 266), 50.0), repetition_penalty=1.0
+                request.sampling,
+                logit_bias=dict.fromkeys(range(260, 270), 50.0),
+                repetition_penalty=1.0,
+                max_new_tokens=24,
             ),
         )
         for request in requests
     ]
     plain = {r.request_id: run(model.engine(max_num_seqs=1), [r])[r.request_id] for r in repeating}
-    num_blocks = 3 * -(-(60 + model.max_new_tokens) // BLOCK_SIZE)
+    num_blocks = 3 * -(-(60 + 24) // BLOCK_SIZE)
     engine = model.engine(
         num_blocks=num_blocks,
         max_num_seqs=4,

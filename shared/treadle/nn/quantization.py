@@ -120,4 +120,5 @@ class QuantizedLinear:
         x_Tgn = F.pad(x_TI, (0, -inputs % self._group_size)).unflatten(1, (-1, self._group_size))
         top_Tg1 = x_Tgn.abs().amax(-1, keepdim=True)
         q_Tgn = (x_Tgn * torch.where(top_Tg1 > 0, 127.0 / top_Tg1, 0.0)).round()
-        return (q_Tgn * (top_Tg1 / 127.0)).flatten(1)[:, :inputs]
+        rounded_TI: Tensor = (q_Tgn * (top_Tg1 / 127.0)).flatten(1)[:, :inputs]
+        return rounded_TI

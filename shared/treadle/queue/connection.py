@@ -45,10 +45,15 @@ class Lines:
         """The replies to some commands, errors among them; raises RedisError where Redis is away."""
         self._lines = [line for line in self._lines if line.lost is None]
         line = next((line for line in self._lines if self._shared or line.idle), None)
-        if line is None:
+        if line is not None:
+            replies = line.send(commands)
+        elif self._shared:
             line = await self._open()
-        replies = line.send(commands)
-        if line not in self._lines:
+            replies = line.send(commands)
+        else:
+            line = await self._new_line()
+            # Nobody else may find it idle.
+            replies = line.send(commands)
             self._lines.append(line)
         try:
             found = await replies
@@ -64,12 +69,15 @@ class Lines:
         return found
 
     async def _open(self) -> Line:
-        if not self._shared:
-            return await self._new_line()
+        """The line that is being opened, for all who want one meanwhile."""
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._new_line(), name="redis-open")
-            self._opening.add_done_callback(_seen)
+            self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
+
+    def _opened(self, opening: asyncio.Task[Line]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._lines.append(opening.result())
 
     async def _new_line(self) -> Line:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
@@ -80,17 +88,10 @@ class Lines:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
-            if not self._opening.cancelled() and self._opening.exception() is None:
-                self._lines.append(self._opening.result())
         for line in self._lines:
             line.close()
         # The loop lets go of their sockets in its next turn.
         await asyncio.sleep(0)
-
-
-def _seen(opening: asyncio.Task[Line]) -> None:
-    if not opening.cancelled():
-        opening.exception()
 
 
 class LineRedis(Redis):

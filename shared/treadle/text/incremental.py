@@ -34,32 +34,27 @@ class IncrementalDecoder:
     def __init__(
         self, tokenizer: Tokenizer, *, prompt_ids: Sequence[int] = (), skip_special_tokens: bool = True
     ) -> None:
-        self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
         self._pieces: _Pieces
         if set(tokenizer.decoder_kinds) in ({"ByteLevel"}, {"ByteLevel", "Fuse"}):
-            self._pieces = _BytePieces(tokenizer)
+            self._pieces = _BytePieces(tokenizer, skipped)
         else:
-            context = [number for number in prompt_ids[-_CONTEXT_TOKENS:] if self._counts(number)]
-            self._pieces = _WindowPieces(tokenizer, context)
+            self._pieces = _WindowPieces(tokenizer, skipped, prompt_ids[-_CONTEXT_TOKENS:])
 
     def push(self, ids: Sequence[int]) -> str:
         """Takes the next ids; gives the text that they made certain."""
-        return "".join([self._pieces.push(number) for number in ids if self._counts(number)])
+        return self._pieces.push(ids)
 
     def flush(self) -> str:
         """What was held back, an unfinished character as U+FFFD; the decoder is at its end."""
         return self._pieces.flush()
 
-    def _counts(self, token_id: int) -> bool:
-        return token_id not in self._skipped and self._tokenizer.token(token_id) is not None
-
 
 class _Pieces(ABC):
-    """How the text of one more token is found; special and unknown ids never get here."""
+    """How the text of further tokens is found; those that are skipped, and unknown ids, add nothing."""
 
     @abstractmethod
-    def push(self, token_id: int) -> str: ...
+    def push(self, ids: Sequence[int]) -> str: ...
 
     @abstractmethod
     def flush(self) -> str: ...
@@ -68,12 +63,13 @@ class _Pieces(ABC):
 class _BytePieces(_Pieces):
     """Byte-level vocabularies: the tokens' bytes through an incremental UTF-8 decoder."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int]) -> None:
         self._bytes_of = tokenizer.token_bytes
+        self._skipped = skipped
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def push(self, token_id: int) -> str:
-        return self._utf8.decode(self._bytes_of(token_id))
+    def push(self, ids: Sequence[int]) -> str:
+        return self._utf8.decode(b"".join([self._bytes_of(one) for one in ids if one not in self._skipped]))
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -86,8 +82,9 @@ class _WindowPieces(_Pieces):
     one that had: decoders ask whether a token is the first, and some of them what the one before it was.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, skipped: frozenset[int], context: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        self._skipped = skipped
         self._byte_runs = "ByteFallback" in tokenizer.decoder_kinds
         self._unfinished_bytes = "ByteLevel" in tokenizer.decoder_kinds
         self._anchor: int | None = None
@@ -95,9 +92,16 @@ class _WindowPieces(_Pieces):
         self._window_text = ""
         self._held: list[int] = []
         for token_id in context:
-            self._slide(token_id)
+            if self._counts(token_id):
+                self._slide(token_id)
 
-    def push(self, token_id: int) -> str:
+    def push(self, ids: Sequence[int]) -> str:
+        return "".join([self._push(token_id) for token_id in ids if self._counts(token_id)])
+
+    def _counts(self, token_id: int) -> bool:
+        return token_id not in self._skipped and self._tokenizer.token(token_id) is not None
+
+    def _push(self, token_id: int) -> str:
         self._held.append(token_id)
         # One bad byte changes the text of its whole run, so a run is given out when it is over. Nothing is
         # decoded meanwhile: a long run costs no more than its length.

@@ -66,6 +66,9 @@ class OutputText:
 
     def push(self, ids: Sequence[int]) -> TextDelta:
         """Takes the next ids; each costs constant time."""
+        if not self._matcher.watches and not self._finished:
+            self._num_tokens += len(ids)
+            return TextDelta(self._decoder.push(ids), len(ids))
         pieces: list[str] = []
         kept = 0
         for token_id in ids:

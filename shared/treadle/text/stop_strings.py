@@ -27,6 +27,11 @@ class StopStringMatcher:
         self.matched: str | None = None
         """The stop string that was found."""
 
+    @property
+    def watches(self) -> bool:
+        """Whether there is any stop string to look for."""
+        return bool(self._automaton.stop_strings)
+
     def push(self, text: str, *, may_match: bool = True) -> str:
         """Takes the next piece; gives the text that belongs to the answer for certain.
 

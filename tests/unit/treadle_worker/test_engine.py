@@ -196,3 +196,50 @@ def test_crowded_is_alone(caching):
     assert (stats.prefix_cache_hits > 0) == caching
     assert stats.num_output_tokens == sum(len(tokens(said)) for said in crowded.values())
     assert stats.num_prompt_tokens == sum(len(each.prompt_token_ids) for each in requests)
+
+
+def test_urgent_requests_overtake_and_the_others_make_room_for_them():
+    """Three priorities come in the worst order: who waits, who is preempted, and in which order they end."""
+    engine = make_engine(num_blocks=12, seqs=3)
+    priority: dict[str, int] = {}
+    ended: list[str] = []
+    preempted: list[str] = []
+    overtaken = 0
+    first_token: dict[str, int] = {}
+
+    def add(name: str, rank: int) -> None:
+        priority[name] = rank
+        engine.add_request(request(name, [len(priority)] * 8, max_new_tokens=8, priority=rank))
+
+    for index in range(4):
+        add(f"low{index}", 0)
+    for step in range(200):
+        if step == 2:
+            for index in range(3):
+                add(f"middle{index}", 1)
+        if step == 4:
+            for index in range(3):
+                add(f"high{index}", 2)
+        running = {sequence.request_id for sequence in engine.scheduler.running()}
+        done = engine.step()
+        for name in done.preempted:
+            preempted.append(name)
+            assert priority[name] == min(priority[other] for other in running), "a better one was preempted"
+        for output in done.outputs:
+            first_token.setdefault(output.request_id, step)
+            if output.finish_reason:
+                ended.append(output.request_id)
+        overtaken += sum(priority[name] > 0 for name in done.admitted)
+        if not engine.has_work:
+            break
+    counts = {rank: sum(priority[name] == rank for name in preempted) for rank in (0, 1, 2)}
+    print(f"ended: {ended}; preempted by priority: {counts}; {overtaken} overtook")
+    assert sorted(ended) == sorted(priority)
+    assert [priority[name] for name in ended] == sorted(priority.values(), reverse=True)
+    for rank in (0, 1, 2):
+        peers = [name for name in ended if priority[name] == rank]
+        assert peers == sorted(peers), "within a priority nobody is overtaken"
+    assert counts[0] > 0
+    assert counts[1] > 0
+    assert counts[2] == 0
+    assert first_token["low3"] > max(first_token[f"high{index}"] for index in range(3))

@@ -8,7 +8,7 @@ from treadle_worker.pace import PER_STREAM_S, Pace
 
 
 @pytest.mark.parametrize(
-    ("streams", "longest_s", "wait_s"), [(1, 0.1, 0.003), (20, 0.1, 0.06), (99, 0.1, 0.1), (99, 0, 0)]
+    ("streams", "longest_s", "wait_s"), [(1, 0.1, 0.004), (20, 0.1, 0.08), (99, 0.1, 0.1), (99, 0, 0)]
 )
 def test_the_wait_grows_with_the_answers_up_to_a_bound(streams, longest_s, wait_s):
     pace = Pace(longest_s)

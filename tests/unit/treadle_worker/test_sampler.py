@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,12 @@ from transformers import (
 )
 
 from treadle_worker import sampler as sampler_module
-from treadle_worker.candidates import cut_best
+from treadle_worker.cut_draw import draw_by_cuts
 from treadle_worker.engine_protocol import SamplingParams
+from treadle_worker.falling_order import FallingOrder, Scratch
 from treadle_worker.penalties import TokenHistory
-from treadle_worker.sampler import Sampler, SampleRow
+from treadle_worker.philox import uniforms
+from treadle_worker.sampler import Sampler, SampleRow, draw_one
 
 VOCAB = 3000
 
@@ -170,24 +173,87 @@ def test_a_row_is_the_same_alone_and_in_any_batch(vocab, coarse):
     print(f"{len(rows)} rows, {sum(s.logprobs is not None for s in together)} with log-probabilities")
 
 
+def by_sorting(logits_V: np.ndarray, params: SamplingParams, u: float) -> int:
+    """The definition, over the whole sorted row in float64."""
+    ids = np.lexsort((np.arange(len(logits_V)), -logits_V))
+    logits = logits_V[ids].astype(np.float64)
+    weight = np.exp((logits - logits[0]) / params.temperature)
+    cumulative = np.cumsum(weight)
+    total, keep = cumulative[-1], len(ids)
+    if 0 < params.top_k < len(ids):
+        keep = int((logits >= logits[params.top_k - 1]).sum())
+        total = cumulative[keep - 1]
+    if params.top_p < 1:
+        keep = min(keep, int((cumulative < params.top_p * total).sum()) + 1)
+    if params.min_p > 0:
+        keep = min(keep, int((weight >= params.min_p).sum()))
+    return int(ids[min(int((cumulative <= u * cumulative[keep - 1]).sum()), keep - 1)])
+
+
 @pytest.mark.parametrize("coarse", [False, True])
-def test_a_cut_decides_as_the_whole_row_does(monkeypatch, coarse):
+def test_draws_are_those_of_the_sorted_row(monkeypatch, coarse):
+    """On the CPU by buckets, and as other devices do it: by cuts, which leave some rows undecided."""
     rng = random.Random(4)
-    rows = [random_row(rng) for _ in range(400)]
+    rows = [random_row(rng)._replace(history=None) for _ in range(400)]
+    plain = {"logit_bias": {}, "min_new_tokens": 0}
+    rows = [
+        SampleRow(msgspec.structs.replace(p, temperature=p.temperature or 2.0, **plain), at)
+        for p, at, _ in rows
+    ]
     logits = random_logits(2, len(rows), coarse=coarse)
-    sizes: list[tuple[int, int]] = []
+    params = [row.params for row in rows]
+    u = uniforms(
+        np.array([p.seed for p in params], np.uint64), np.array([row.position for row in rows], np.uint64)
+    )
+    expected = [by_sorting(x, p, at) for x, p, at in zip(logits.numpy(), params, u, strict=True)]
+    sizes: list[int] = []
+    sort = FallingOrder._sort
 
-    def counted(logits_RV: torch.Tensor, k: int):
-        sizes.append((k, len(logits_RV)))
-        return cut_best(logits_RV, k)
+    def counted(order: FallingOrder, bucket: int):
+        done = sort(order, bucket)
+        sizes.append(len(done.indices))
+        return done
 
-    monkeypatch.setattr(sampler_module, "cut_best", counted)
-    by_cuts = Sampler().sample(logits.clone(), rows)
-    count = {k: sum(n for size, n in sizes if size == k) for k in (64, 1024, VOCAB)}
-    monkeypatch.setattr(sampler_module, "cut_sizes", lambda vocab_size: iter([vocab_size]))
-    assert Sampler().sample(logits.clone(), rows) == by_cuts
-    print(f"rows looked at by cut: {count}")
-    assert min(count.values()) > 0
+    monkeypatch.setattr(FallingOrder, "_sort", counted)
+    assert [s.token_id for s in Sampler().sample(logits.clone(), rows)] == expected
+    by_cuts = draw_by_cuts(logits, params, u).tolist()
+    decided = sum(token >= 0 for token in by_cuts)
+    assert all(cut in (-1, token) for cut, token in zip(by_cuts, expected, strict=True))
+    print(f"{decided} of {len(rows)} decided by cuts; buckets of at most {max(sizes)} tokens were sorted")
+    assert 0 < decided < len(rows)
+    assert coarse or max(sizes) < VOCAB / 20  # a coarse row may be one value all over
+
+
+SHAPES = {
+    "all equal": lambda x: np.zeros_like(x),
+    "two values": lambda x: np.where(x > 1, np.float32(3), np.float32(2.999)),
+    "one far above": lambda x: np.where(np.arange(len(x)) == 77, np.float32(1e6), x),
+    "one far below": lambda x: np.where(np.arange(len(x)) == 77, np.float32(-1e30), x),
+    "some out": lambda x: np.where(x > 1, np.float32(-np.inf), x),
+    "one left": lambda x: np.where(np.arange(len(x)) == 77, x, np.float32(-np.inf)),
+    "huge": lambda x: x * np.float32(1e30),
+    "tiny": lambda x: x * np.float32(1e-30),
+    "denormal": lambda x: x * np.float32(1e-40),
+    "steep": lambda x: x * np.float32(500),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_any_shape_are_drawn_as_if_sorted(shape):
+    rng, scratch, checked = random.Random(shape), Scratch(2000), 0
+    for seed in range(60):
+        x = SHAPES[shape](random_logits(seed, 1, 2000).numpy()[0]).astype(np.float32)
+        params = SamplingParams(
+            max_new_tokens=1,
+            temperature=rng.choice([1e-4, 0.3, 1.0, 7.0, 1e6]),
+            top_k=rng.choice([0, 1, 30, 1500]),
+            top_p=rng.choice([1.0, 0.0, 0.7, 0.999]),
+            min_p=rng.choice([0.0, 1e-3, 1.0]),
+        )
+        for u in (0.0, rng.random(), rng.random(), 1 - 2.0**-30):
+            assert draw_one(x, params, u, scratch) == by_sorting(x, params, u), params
+            checked += 1
+    print(f"{checked} draws")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

