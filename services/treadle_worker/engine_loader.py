@@ -50,7 +50,7 @@ def load_engine(start: EngineStart) -> Engine:
             "bytes": num_blocks * plan.bytes_per_block,
             "cache_dtype": str(cache_dtype),
             "native_attention": plan.is_native,
-            "native_products": model.model.float32_stream,
+            "native_products": model.is_native,
         },
     )
     context = model.config.max_position_embeddings

@@ -10,6 +10,8 @@ from torch import Tensor
 from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.kv_cache import KVCache, begin_step
+from treadle_worker.native_attention import NativeKVCache
+from treadle_worker.native_program import NativeProgram
 
 
 class ModelRunner:
@@ -17,6 +19,9 @@ class ModelRunner:
 
     def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
         self.model, self.cache = model, cache
+        self._program: NativeProgram | None = None
+        if model.is_native and isinstance(cache, NativeKVCache):
+            self._program = NativeProgram(model, cache)
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
@@ -41,6 +46,8 @@ class ModelRunner:
 
     def _hidden(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        if self._program is not None:
+            return self._program.run(token_ids, chunks)
         token_ids_T = torch.tensor(token_ids, device=self.cache.keys.device)
         hidden_TE: Tensor = self.model(token_ids_T, begin_step(self.cache, chunks))
         return hidden_TE

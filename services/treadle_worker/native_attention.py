@@ -6,11 +6,11 @@ which also has the order of keys and values within a block.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 from collections.abc import Sequence
 from itertools import accumulate, chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from treadle.models.config import ModelConfig
 from treadle.nn.linear import RMSNorm
 from treadle.nn.rope import RotaryEmbedding
 from treadle_worker.batch import ScheduledChunk
+
+if TYPE_CHECKING:
+    import treadle_kernels
 
 
 class NativeKVCache:
@@ -45,12 +48,37 @@ class NativeKVCache:
         layers = range(config.num_hidden_layers)
         self.caches = [native.Cache(kind, block_size, *self._addresses(layer, scaled)) for layer in layers]
         self.rotary = RotaryEmbedding(config, device)
+        self.width = config.num_attention_heads * config.head_dim
         self.threads = torch.get_num_threads()
 
     def _addresses(self, layer: int, scaled: bool) -> list[int | None]:
         scales = [self.key_scales, self.value_scales] if scaled else []
         addresses: list[int | None] = [part[layer].data_ptr() for part in (self.keys, self.values, *scales)]
         return addresses + [None] * (4 - len(addresses))
+
+    def call(
+        self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None, out_TX: Tensor
+    ) -> treadle_kernels.Call:
+        """A layer's attention, over contiguous float32 rows."""
+        import treadle_kernels as native
+
+        config, (cos, sin) = self.config, self.rotary.tables
+        attention = native.AttentionCall(
+            cache=self.caches[layer],
+            heads=config.num_attention_heads,
+            key_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            qkv=qkv_TX.data_ptr(),
+            q_norm=None if q_norm is None else q_norm.weight.data_ptr(),
+            k_norm=None if k_norm is None else k_norm.weight.data_ptr(),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            y=out_TX.data_ptr(),
+            window=config.window(layer) or 0,
+            epsilon=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+        )
+        return native.Call(operation=native.Operation.ATTENTION, attention=attention)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -68,47 +96,37 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
+class NativeStep:
+    """One step's tokens as the kernels read them; keeps the arrays alive that it points at."""
+
+    def __init__(self, chunks: Sequence[ScheduledChunk]) -> None:
+        import treadle_kernels as native
+
+        lengths = [len(chunk.token_ids) for chunk in chunks]
+        tables = [chunk.block_table for chunk in chunks]
+        rows = list(accumulate(lengths, initial=0))
+        places = list(accumulate(map(len, tables), initial=0))
+        row_of = np.array(rows, np.int32)
+        start_of = np.array([chunk.start for chunk in chunks], np.int32)
+        positions = np.arange(rows[-1], dtype=np.int32) + np.repeat(start_of - row_of[:-1], lengths)
+        blocks = np.fromiter(chain.from_iterable(tables), np.int32, places[-1])
+        self.rows = rows[-1]
+        self._arrays = (row_of, start_of, np.array(places[:-1], np.int64), blocks, positions)
+        self.native = native.Step(self.rows, len(chunks), *(array.ctypes.data for array in self._arrays))
+
+
 class NativeAttention:
     """Attention of one step; see `treadle.nn.attention.Attention`."""
 
     def __init__(self, cache: NativeKVCache, chunks: Sequence[ScheduledChunk]) -> None:
-        import treadle_kernels as native
-
-        self._cache, config = cache, cache.config
-        lengths = [len(chunk.token_ids) for chunk in chunks]
-        starts = [chunk.start for chunk in chunks]
-        tables = [chunk.block_table for chunk in chunks]
-        rows = list(accumulate(lengths, initial=0))
-        places = list(accumulate(map(len, tables), initial=0))
-        row_of, start_of = np.array(rows, np.int32), np.array(starts, np.int32)
-        positions = np.arange(rows[-1], dtype=np.int32) + np.repeat(start_of - row_of[:-1], lengths)
-        blocks = np.fromiter(chain.from_iterable(tables), np.int32, places[-1])
-        self._arrays = (row_of, start_of, np.array(places[:-1], np.int64), blocks, positions.astype(np.int32))
-        self._step = native.Step(rows[-1], len(chunks), *(array.ctypes.data for array in self._arrays))
-        cos, sin = cache.rotary.tables
-        self._call = native.AttentionCall(
-            step=ctypes.pointer(self._step),
-            heads=config.num_attention_heads,
-            key_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-            scale=config.head_dim**-0.5,
-            threads=cache.threads,
-        )
-        self._attention = native.attention
-        self._width = config.num_attention_heads * config.head_dim
+        self._cache, self._step = cache, NativeStep(chunks)
 
     def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
         """[T, H D], float32."""
+        import treadle_kernels as native
+
         qkv_TX = qkv_TX.float().contiguous()
-        out_TX = qkv_TX.new_empty((qkv_TX.shape[0], self._width))
-        call = self._call
-        call.cache = self._cache.caches[layer]
-        call.qkv, call.y = qkv_TX.data_ptr(), out_TX.data_ptr()
-        call.window = self._cache.config.window(layer) or 0
-        if q_norm is not None and k_norm is not None:
-            call.q_norm, call.k_norm = q_norm.weight.data_ptr(), k_norm.weight.data_ptr()
-            call.epsilon = q_norm.eps
-        self._attention(call)
+        out_TX = qkv_TX.new_empty((self._step.rows, self._cache.width))
+        call = self._cache.call(layer, qkv_TX, q_norm, k_norm, out_TX)
+        native.Program([call]).run(self._step.rows, self._cache.threads, self._step.native)
         return out_TX

@@ -29,7 +29,7 @@ class Profile:
     def load(self, folder: Path) -> LlamaForCausalLM:
         """The model on the CPU."""
         model = load_model(folder, self.dtype, CPU, quantization=self.quantization, kernels=self.kernels)
-        assert model.model.float32_stream == (self.kernels == "native")
+        assert model.is_native == (self.kernels == "native")
         return model
 
     def cache(self, config: ModelConfig, num_blocks: int, block_size: int) -> KVCache:

@@ -1,6 +1,4 @@
 // The C interface, and the choice of the instruction set.
-#include <omp.h>
-
 #include <cstring>
 
 #include "kernels.h"
@@ -8,10 +6,9 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-#define DECLARE(NAME)                                \
-  namespace NAME {                                   \
-  void linear(const treadle::LinearCall&);           \
-  void attention(const treadle::AttentionCall&);     \
+#define DECLARE(NAME)              \
+  namespace NAME {                 \
+  void run(const treadle::Run&);   \
   }
 DECLARE(generic)
 #ifdef TREADLE_X86
@@ -24,10 +21,10 @@ namespace {
 
 const Level LEVELS[] = {
 #ifdef TREADLE_X86
-    {"avx512", avx512::linear, avx512::attention},
-    {"avx2", avx2::linear, avx2::attention},
+    {"avx512", avx512::run},
+    {"avx2", avx2::run},
 #endif
-    {"generic", generic::linear, generic::attention},
+    {"generic", generic::run},
 };
 constexpr int COUNT = sizeof(LEVELS) / sizeof(Level);
 
@@ -84,14 +81,7 @@ EXPORT int64_t treadle_weight_bytes(const Weight* weight) { return weight->bytes
 
 EXPORT void treadle_release(Weight* weight) { release(weight); }
 
-EXPORT void treadle_linear(const Weight* weight, const float* x, int64_t rows, int32_t prologue,
-                           const float* norm_weight, float epsilon, const float* residual, float* y,
-                           int32_t threads) {
-  if (rows == 0) return;
-  chosen->linear({weight, x, rows, (Prologue)prologue, norm_weight, epsilon, residual, y, threads});
-}
-
-EXPORT void treadle_attention(const AttentionCall* call) {
-  if (call->step->rows == 0) return;
-  chosen->attention(*call);
+// Runs the calls one after another over `rows` rows; `step` is for those that attend.
+EXPORT void treadle_run(const Call* calls, int64_t count, int64_t rows, const Step* step, int32_t threads) {
+  if (rows > 0) chosen->run({calls, count, rows, step, threads});
 }

@@ -32,14 +32,12 @@ enum Prologue : int32_t { PLAIN = 0, RMS_NORM = 1, SILU_GATE = 2 };
 
 struct LinearCall {
   const Weight* weight;
-  const float* x;  // [rows, in]; [rows, 2 in] for SILU_GATE: gates, then values
-  int64_t rows;
-  Prologue prologue;
+  const float* x;            // [rows, in]; [rows, 2 in] for SILU_GATE: gates, then values
   const float* norm_weight;  // [in] for RMS_NORM
+  const float* residual;     // [rows, out], or null; may be y
+  float* y;                  // [rows, out]
+  Prologue prologue;
   float epsilon;
-  const float* residual;  // [rows, out], or null; may be y
-  float* y;               // [rows, out]
-  int threads;
 };
 
 // One step's tokens. Rows are sequence after sequence.
@@ -64,23 +62,35 @@ struct Cache {
 };
 
 struct AttentionCall {
-  const Step* step;
   Cache cache;
   int64_t heads, key_heads, head_dim;
-  const float* qkv;  // [rows, (heads + 2 key_heads) * head_dim]
+  const float* qkv;              // [rows, (heads + 2 key_heads) * head_dim]
   const float *q_norm, *k_norm;  // [head_dim], or null
-  float epsilon;
-  const float *cos, *sin;  // [positions, head_dim / 2]
-  int64_t window;          // a token sees so many, itself included; 0: all
-  float scale;
-  float* y;  // [rows, heads * head_dim]
+  const float *cos, *sin;        // [positions, head_dim / 2]
+  float* y;                      // [rows, heads * head_dim]
+  int64_t window;                // a token sees so many, itself included; 0: all
+  float epsilon, scale;
+};
+
+enum Operation : int32_t { LINEAR = 0, ATTENTION = 1 };
+
+// A program is an array of these. What is called with `rows` alone has no step.
+struct Call {
+  Operation operation;
+  LinearCall linear;
+  AttentionCall attention;
+};
+
+struct Run {
+  const Call* calls;
+  int64_t count, rows;
+  const Step* step;
   int threads;
 };
 
 struct Level {
   const char* name;
-  void (*linear)(const LinearCall&);
-  void (*attention)(const AttentionCall&);
+  void (*run)(const Run&);
 };
 
 }  // namespace treadle

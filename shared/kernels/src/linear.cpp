@@ -2,9 +2,10 @@
 //
 // A row's bits do not depend on the other rows: an output is summed over the inputs in one order, in one
 // accumulator, whatever number of rows is computed together. Sums of bytes are exact.
+#include "linear.h"
+
 #include <omp.h>
 
-#include "kernels.h"
 #include "scratch.h"
 #include "simd.h"
 
@@ -15,6 +16,7 @@ using namespace treadle;
 namespace {
 
 constexpr float QUANTISED = 127.0f;  // activations are rounded to -127..127
+constexpr int64_t FEW = 2;           // rows that every thread prepares for itself, rather than wait
 
 // The rows of x as the kernels read them. Those of bytes come in groups of w.group inputs, each with a scale.
 struct Rows {
@@ -272,52 +274,48 @@ struct Table {
   }
 };
 
-thread_local Scratch shared_scratch, own_scratch;
+thread_local Scratch own_scratch;
 
 // A share of the work of all panels and rows: panel by panel, tile after tile.
-void multiply(const LinearCall& c, const Rows& rows, int thread, int threads) {
+void multiply(const LinearCall& c, const Rows& rows, int64_t count, int thread, int threads) {
   static const Table table;
   const Weight& w = *c.weight;
   const Tile* tiles = table.tiles[w.kind];
   const int64_t highest = w.group ? BYTE_ROWS : TILE_ROWS;
   const int64_t panels = (w.out + PANEL - 1) / PANEL;
-  const int64_t row_tiles = (c.rows + highest - 1) / highest;
+  const int64_t row_tiles = (count + highest - 1) / highest;
   const int64_t units = panels * row_tiles;
   const int64_t end = units * (thread + 1) / threads;
   for (int64_t unit = units * thread / threads; unit < end; ++unit) {
     const int64_t panel = unit / row_tiles, tile = unit % row_tiles;
-    const int64_t first = c.rows * tile / row_tiles, last = c.rows * (tile + 1) / row_tiles;
+    const int64_t first = count * tile / row_tiles, last = count * (tile + 1) / row_tiles;
     tiles[last - first](c, rows, first, panel);
   }
 }
 
 }  // namespace
 
-void linear(const LinearCall& c) {
+size_t linear_bytes(const LinearCall& c, int64_t rows) { return rows > FEW ? rows_bytes(*c.weight, rows) : 0; }
+
+void linear(const LinearCall& c, int64_t count, void* shared) {
   const Weight& w = *c.weight;
-  const int64_t wide_bytes = (w.padded_in + LANES) * 4 + 64;
-  if (c.rows <= 2) {
-    // Preparing so few rows takes less than waiting for another thread to do it.
-#pragma omp parallel num_threads(c.threads)
-    {
-      const size_t bytes = (rows_bytes(w, c.rows) + 63) / 64 * 64;
-      uint8_t* memory = (uint8_t*)own_scratch.room(bytes + wide_bytes);
-      const Rows rows = rows_in(w, c.rows, memory);
-      for (int64_t row = 0; row < c.rows; ++row) prepare(c, rows, row, (float*)(memory + bytes));
-      multiply(c, rows, omp_get_thread_num(), omp_get_num_threads());
-    }
-    return;
-  }
-  const Rows rows = rows_in(w, c.rows, shared_scratch.room(rows_bytes(w, c.rows)));
-#pragma omp parallel num_threads(c.threads)
-  {
+  const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+  const size_t wide_bytes = (size_t)(w.padded_in + LANES) * 4 + 64;
+  if (count <= FEW) {
+    const size_t bytes = (rows_bytes(w, count) + 63) / 64 * 64;
+    uint8_t* memory = (uint8_t*)own_scratch.room(bytes + wide_bytes);
+    const Rows rows = rows_in(w, count, memory);
+    for (int64_t row = 0; row < count; ++row) prepare(c, rows, row, (float*)(memory + bytes));
+    multiply(c, rows, count, thread, threads);
+  } else {
+    const Rows rows = rows_in(w, count, shared);
     float* wide = (float*)own_scratch.room(wide_bytes);
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    for (int64_t row = c.rows * thread / threads; row < c.rows * (thread + 1) / threads; ++row)
+    for (int64_t row = count * thread / threads; row < count * (thread + 1) / threads; ++row)
       prepare(c, rows, row, wide);
 #pragma omp barrier
-    multiply(c, rows, thread, threads);
+    multiply(c, rows, count, thread, threads);
   }
+#pragma omp barrier
 }
 
 }  // namespace TREADLE_NS

@@ -11,17 +11,21 @@ import ctypes
 import enum
 import functools
 import weakref
+from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 __all__ = [
     "AttentionCall",
     "Cache",
+    "Call",
     "Kind",
+    "LinearCall",
+    "Operation",
     "PackedWeight",
+    "Program",
     "Prologue",
     "Step",
-    "attention",
     "level",
     "levels",
     "set_level",
@@ -47,6 +51,13 @@ class Prologue(enum.IntEnum):
     PLAIN = 0
     RMS_NORM = 1
     SILU_GATE = 2
+
+
+class Operation(enum.IntEnum):
+    """What a call computes."""
+
+    LINEAR = 0
+    ATTENTION = 1
 
 
 class Step(ctypes.Structure):
@@ -76,11 +87,24 @@ class Cache(ctypes.Structure):
     ]
 
 
-class AttentionCall(ctypes.Structure):
-    """Everything that the attention of one layer and step needs; see kernels.h."""
+class LinearCall(ctypes.Structure):
+    """y = prologue(x) W^T + bias + residual, over contiguous rows; `residual` may be `y`."""
 
     _fields_ = [
-        ("step", POINTER(Step)),
+        ("weight", c_void_p),
+        ("x", c_void_p),
+        ("norm_weight", c_void_p),
+        ("residual", c_void_p),
+        ("y", c_void_p),
+        ("prologue", c_int32),
+        ("epsilon", c_float),
+    ]
+
+
+class AttentionCall(ctypes.Structure):
+    """Writes a step's keys and values into a layer's cache, and attends; see kernels.h."""
+
+    _fields_ = [
         ("cache", Cache),
         ("heads", c_int64),
         ("key_heads", c_int64),
@@ -88,14 +112,19 @@ class AttentionCall(ctypes.Structure):
         ("qkv", c_void_p),
         ("q_norm", c_void_p),
         ("k_norm", c_void_p),
-        ("epsilon", c_float),
         ("cos", c_void_p),
         ("sin", c_void_p),
-        ("window", c_int64),
-        ("scale", c_float),
         ("y", c_void_p),
-        ("threads", c_int32),
+        ("window", c_int64),
+        ("epsilon", c_float),
+        ("scale", c_float),
     ]
+
+
+class Call(ctypes.Structure):
+    """One of the two."""
+
+    _fields_ = [("operation", c_int32), ("linear", LinearCall), ("attention", AttentionCall)]
 
 
 @functools.cache
@@ -113,11 +142,7 @@ def _library() -> ctypes.CDLL:
         "treadle_unpack": (None, [c_void_p, c_void_p]),
         "treadle_weight_bytes": (c_int64, [c_void_p]),
         "treadle_release": (None, [c_void_p]),
-        "treadle_linear": (
-            None,
-            [c_void_p, c_void_p, c_int64, c_int32, c_void_p, c_float, c_void_p, c_void_p, c_int32],
-        ),
-        "treadle_attention": (None, [POINTER(AttentionCall)]),
+        "treadle_run": (None, [POINTER(Call), c_int64, c_int64, POINTER(Step), c_int32]),
     }
     for name, (result, arguments) in declare.items():
         function = getattr(library, name)
@@ -175,28 +200,36 @@ class PackedWeight:
             raise MemoryError(f"no memory for a weight of {out_features} x {in_features}")
         weakref.finalize(self, library.treadle_release, self._handle)
         self.nbytes: int = library.treadle_weight_bytes(self._handle)
-        self._linear = library.treadle_linear
 
-    def linear(
+    def call(
         self,
         x: int,
-        rows: int,
         y: int,
         *,
         prologue: Prologue = Prologue.PLAIN,
         norm_weight: int | None = None,
         epsilon: float = 0.0,
         residual: int | None = None,
-        threads: int = 1,
-    ) -> None:
-        """y = prologue(x) W^T + bias + residual, over contiguous rows."""
-        self._linear(self._handle, x, rows, prologue, norm_weight, epsilon, residual, y, threads)
+    ) -> Call:
+        """The product as a call, with the addresses of float32 rows."""
+        linear = LinearCall(self._handle, x, norm_weight, residual, y, prologue, epsilon)
+        return Call(operation=Operation.LINEAR, linear=linear)
 
     def unpack(self, out: int) -> None:
         """The weights as the kernels see them, as [out, in] floats."""
         _library().treadle_unpack(self._handle, out)
 
 
-def attention(call: AttentionCall) -> None:
-    """Writes the step's keys and values into the cache, and attends."""
-    _library().treadle_attention(call)
+class Program:
+    """Calls that run one after another, by the same threads from the first to the last.
+
+    What they point at is not kept alive here.
+    """
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self._calls = (Call * len(calls))(*calls)
+        self._run = _library().treadle_run
+
+    def run(self, rows: int, threads: int, step: Step | None = None) -> None:
+        """Runs all calls over so many rows; `step` is for those that attend."""
+        self._run(self._calls, len(self._calls), rows, step, threads)

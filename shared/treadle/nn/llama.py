@@ -33,6 +33,11 @@ class LlamaForCausalLM(nn.Module):
         self.model = LlamaModel(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 
+    @property
+    def is_native(self) -> bool:
+        """Whether its products are the native kernels'."""
+        return self.model.float32_stream
+
     def forward(self, token_ids_T: Tensor, attend: Attention) -> Tensor:
         """Hidden states [T, E] before the last norm."""
         hidden: Tensor = self.model(token_ids_T, attend)

@@ -6,12 +6,16 @@ The package `treadle_kernels` (shared/kernels) is optional: without it, and off 
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from treadle.nn.linear import RMSNorm
 from treadle.nn.quantization import GROUP_SIZES
+
+if TYPE_CHECKING:
+    import treadle_kernels
 
 SOURCES = (torch.float32, torch.bfloat16)
 """Dtypes that weights are packed from, and computed in."""
@@ -51,21 +55,68 @@ class NativeLinear:
             group_size=GROUP_SIZES.get(quantization, 0),
             threads=self._threads,
         )
-        self._plain, self._norm, self._gate = native.Prologue
 
     def __call__(self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None) -> Tensor:
-        """See `Kernel`; all tensors are contiguous float32, and `residual` becomes the result."""
-        rows = x.shape[0]
-        y = x.new_empty((rows, self.out_features)) if residual is None else residual
-        prologue = self._gate if gated else self._plain if norm is None else self._norm
-        self.packed.linear(
+        """See `Kernel`; all tensors are contiguous float32, and `residual` becomes the result.
+
+        Of a program's buffer the product is only noted.
+        """
+        if isinstance(x, Buffer):
+            y = x.recorder.output(self.out_features) if residual is None else residual
+            x.recorder.calls.append(self._call(x, norm, gated, residual, y))
+            return y
+        import treadle_kernels as native
+
+        y = x.new_empty((x.shape[0], self.out_features)) if residual is None else residual
+        native.Program([self._call(x, norm, gated, residual, y)]).run(x.shape[0], self._threads)
+        return y
+
+    def _call(
+        self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None, y: Tensor
+    ) -> treadle_kernels.Call:
+        import treadle_kernels as native
+
+        plain, normed, gate = native.Prologue
+        return self.packed.call(
             x.data_ptr(),
-            rows,
             y.data_ptr(),
-            prologue=prologue,
+            prologue=gate if gated else plain if norm is None else normed,
             norm_weight=None if norm is None else norm.weight.data_ptr(),
             epsilon=0.0 if norm is None else norm.eps,
             residual=None if residual is None else y.data_ptr(),
-            threads=self._threads,
         )
-        return y
+
+
+class Buffer(Tensor):
+    """A tensor of a program: what is computed with it is noted, and runs later over any number of rows."""
+
+    recorder: Recorder
+
+    @staticmethod
+    def of(tensor: Tensor, recorder: Recorder) -> Buffer:
+        """The tensor's memory as a buffer."""
+        buffer = tensor.as_subclass(Buffer)
+        buffer.recorder = recorder
+        return buffer
+
+
+class Recorder:
+    """Notes the native calls of layers that are run on its buffers, each with room for `rows` rows.
+
+    A layer's results live until the next one of their kind, so all layers share them.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.calls: list[treadle_kernels.Call] = []
+        self._outputs: dict[tuple[str, int], Buffer] = {}
+
+    def buffer(self, width: int) -> Buffer:
+        """A buffer [rows, width] of its own."""
+        return Buffer.of(torch.zeros(self.rows, width), self)
+
+    def output(self, width: int, kind: str = "linear") -> Buffer:
+        """Where results of this kind and width go."""
+        if (kind, width) not in self._outputs:
+            self._outputs[kind, width] = self.buffer(width)
+        return self._outputs[kind, width]

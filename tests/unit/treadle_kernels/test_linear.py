@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import treadle_kernels as native
-from treadle_kernels import Kind, PackedWeight, Prologue
+from treadle_kernels import Kind, PackedWeight, Program, Prologue
 
 from treadle.nn.quantization import GROUP_SIZES, QuantizedLinear, quantize_int4, quantize_int8
 
@@ -47,7 +47,7 @@ def multiply(packed: PackedWeight, x: torch.Tensor, threads: int, **prologue) ->
     if residual is not None:
         y = residual.clone()
         prologue["residual"] = y.data_ptr()
-    packed.linear(x.data_ptr(), len(x), y.data_ptr(), threads=threads, **prologue)
+    Program([packed.call(x.data_ptr(), y.data_ptr(), **prologue)]).run(len(x), threads)
     return y
 
 
