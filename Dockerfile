@@ -137,18 +137,27 @@ RUN if ls /build/wheels/torch-*.whl >/dev/null 2>&1; \
     pip install --no-cache-dir --no-deps --target /torch $from -r /build/torch.txt \
     && rm -r /torch/torch/include /torch/torch/test
 
+# ---- the native kernels, for every x86 CPU or ARM: which instructions run is chosen at start
+FROM python:3.11-slim-bookworm AS kernels
+RUN apt-get update && apt-get install --no-install-recommends --yes g++ && rm -rf /var/lib/apt/lists/*
+COPY shared/kernels /build
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /build
+
 FROM runtime AS torch
 COPY --from=torch-files /torch /opt/treadle/lib/python3.11/site-packages
 
 # ---- the engine
 FROM torch AS worker
 COPY --from=requirements /requirements/worker.txt /opt/treadle/
+COPY --from=kernels /wheels /tmp/wheels
 RUN pip --python /opt/treadle install --no-cache-dir -c /opt/treadle/constraints.txt -r /opt/treadle/worker.txt \
+    && pip --python /opt/treadle install --no-cache-dir --no-index /tmp/wheels/*.whl \
     && pip --python /opt/treadle check
 COPY LICENSE /app/
 COPY shared /app
 COPY services/treadle_worker /app/treadle_worker
-RUN python -m compileall -q /app && python -c "import treadle_worker.__main__, treadle_worker.engine_process"
+RUN python -m compileall -q /app && python -c "import treadle_worker.__main__, treadle_worker.engine_process" \
+    && python -c "import torch, treadle_kernels; print(treadle_kernels.levels())"
 USER 10001:10001
 ENV TREADLE_WORKER_ADDRESS=0.0.0.0:50055 \
     TREADLE_WORKER_METRICS_ADDRESS=0.0.0.0:9055
