@@ -13,9 +13,25 @@ namespace treadle {
 
 namespace {
 
-constexpr size_t HUGE_PAGE = 2 << 20;
+constexpr int64_t PAGE = 4096, HUGE_PAGE = 2 << 20;
 
 int64_t up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Zeros, in pages of their own: a heap would keep what lies between them. Large ones for large weights.
+uint8_t* pages(int64_t bytes) {
+  const int64_t extra = bytes >= HUGE_PAGE ? HUGE_PAGE : 0;
+  void* memory = mmap(nullptr, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  uint8_t* begin = (uint8_t*)memory;
+  if (!extra) return begin;
+  uint8_t* data = (uint8_t*)up((int64_t)(uintptr_t)begin, HUGE_PAGE);
+  if (data > begin) munmap(begin, data - begin);
+  if (data < begin + extra) munmap(data + bytes, begin + extra - data);
+#ifdef MADV_HUGEPAGE
+  madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+  return data;
+}
 
 int64_t step_of(Kind kind, int64_t group) {
   return kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : group;
@@ -133,16 +149,12 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
   const int64_t panels = up(out, PANEL) / PANEL;
   const int64_t scales = up(out, PANEL) * 4;
   w->bytes = up(panels * w->panel_bytes, 64) + (kind == INT8 ? scales : 0) + (bias ? scales : 0);
-  w->bytes = up(w->bytes, w->bytes >= (int64_t)HUGE_PAGE ? HUGE_PAGE : 64);
-  w->data = (uint8_t*)std::aligned_alloc(w->bytes >= (int64_t)HUGE_PAGE ? HUGE_PAGE : 64, w->bytes);
+  w->bytes = up(w->bytes, PAGE);
+  w->data = pages(w->bytes);
   if (!w->data) {
     delete w;
     return nullptr;
   }
-#ifdef MADV_HUGEPAGE
-  if (w->bytes >= (int64_t)HUGE_PAGE) madvise(w->data, w->bytes, MADV_HUGEPAGE);
-#endif
-  std::memset(w->data, 0, w->bytes);
   uint8_t* rest = w->data + up(panels * w->panel_bytes, 64);
   if (kind == INT8) {
     w->scale = (float*)rest;
@@ -202,7 +214,7 @@ void unpack(const Weight& w, float* out) {
 }
 
 void release(Weight* w) {
-  std::free(w->data);
+  munmap(w->data, w->bytes);
   delete w;
 }
 

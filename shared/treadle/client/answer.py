@@ -18,7 +18,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one step added to one choice."""
+    """What one step, or a few together, added to one choice."""
 
     choice: int
     index: int

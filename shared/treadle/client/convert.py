@@ -129,7 +129,7 @@ def prompt_from_proto(started: generation_pb2.Started) -> Prompt:
 
 
 def chunk_from_proto(delta: generation_pb2.TokenDelta, cursor: str) -> Chunk:
-    """One step's tokens."""
+    """The tokens of one message."""
     return Chunk(
         choice=delta.choice,
         index=delta.index,

@@ -38,8 +38,8 @@ def uses_native(dtype: torch.dtype, device: torch.device, kernels: Kernels) -> b
 def prepare(model: LlamaForCausalLM, *, quantization: Quantization = "", kernels: Kernels = "auto") -> bool:
     """Gives every product its kernel; returns whether they are the native ones.
 
-    Weights are packed one after another and let go of, so that they are in memory once. What stays as it
-    was stored (the embedding) is copied: the memory map of the file ends with its last tensor.
+    Weights are packed one after another and let go of. The norms' are copied: only the embedding is still
+    what was given.
     """
     weight = model.model.embed_tokens.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
@@ -60,14 +60,8 @@ def prepare(model: LlamaForCausalLM, *, quantization: Quantization = "", kernels
         else:
             module.prepare()
     if use_native:
-        _keep_own(model)
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.weight = nn.Parameter(module.weight.float().clone(), requires_grad=False)
+        model.model.float32_stream = True
     return use_native
-
-
-def _keep_own(model: LlamaForCausalLM) -> None:
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.weight = nn.Parameter(module.weight.float().clone(), requires_grad=False)
-    embedding = model.model.embed_tokens
-    embedding.weight = nn.Parameter(embedding.weight.clone(), requires_grad=False)
-    model.model.float32_stream = True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
@@ -60,8 +63,26 @@ def load_model(
     model.load_state_dict(state, strict=True, assign=True)
     model.requires_grad_(False)
     del state
-    prepare(model, quantization=quantization, kernels=kernels)
+    if prepare(model, quantization=quantization, kernels=kernels):
+        _map_embedding_anew(model, folder, dtype)
+        _trim_heap()
     return model
+
+
+def _map_embedding_anew(model: llama.LlamaForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+    """The embedding is all that is still read from the files: a map of its own lets go of the other pages."""
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt", device="cpu") as file:
+            if llama_tensors.EMBEDDING in file.keys():  # noqa: SIM118 - no mapping
+                weight = file.get_tensor(llama_tensors.EMBEDDING).to(dtype)
+                model.model.embed_tokens.weight = nn.Parameter(weight, requires_grad=False)
+                return
+
+
+def _trim_heap() -> None:
+    """Gives what the weights took on their way back to the system, where the C library can be told."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _merge(state: dict[str, torch.Tensor]) -> None:

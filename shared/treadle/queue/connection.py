@@ -71,13 +71,15 @@ class Lines:
     async def _open(self) -> Line:
         """The line that is being opened, for all who want one meanwhile."""
         if self._opening is None or self._opening.done():
-            self._opening = asyncio.create_task(self._new_line(), name="redis-open")
-            self._opening.add_done_callback(self._opened)
+            self._opening = asyncio.create_task(self._open_shared(), name="redis-open")
+            self._opening.add_done_callback(_seen)
         return await asyncio.shield(self._opening)
 
-    def _opened(self, opening: asyncio.Task[Line]) -> None:
-        if not opening.cancelled() and opening.exception() is None:
-            self._lines.append(opening.result())
+    async def _open_shared(self) -> Line:
+        line = await self._new_line()
+        # Before the task is done: whoever comes next must find it.
+        self._lines.append(line)
+        return line
 
     async def _new_line(self) -> Line:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
@@ -92,6 +94,12 @@ class Lines:
             line.close()
         # The loop lets go of their sockets in its next turn.
         await asyncio.sleep(0)
+
+
+def _seen(opening: asyncio.Task[Line]) -> None:
+    """Of a failure that nobody waits for any more, asyncio would complain."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 class LineRedis(Redis):

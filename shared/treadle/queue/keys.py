@@ -7,7 +7,7 @@ keys of one request, or of one profile, in one slot of a cluster.
 |---|---|---|---|---|
 | `treadle:lane:{<profile>}:<priority>:<tenant>` | stream of LaneEntry, group `workers` | gateway adds; the worker that ends a request deletes its entry | the gateway's lane limit | as long as the profile has requests |
 | `treadle:lanes:{<profile>}` | set of the profile's lane keys | gateway | one a tenant and priority | as the lanes |
-| `treadle:request:{<tenant>:<request_id>}:log` | stream of StreamEntry, ids `<epoch>-<n>` | gateway makes it; the owner of the epoch appends | one entry a step, plus fences | ACTIVE_MS, renewed while it runs; then the request's retention |
+| `treadle:request:{<tenant>:<request_id>}:log` | stream of StreamEntry, ids `<epoch>-<n>` | gateway makes it; the owner of the epoch appends | an entry for one or several steps, plus fences | ACTIVE_MS, renewed while it runs; then the request's retention |
 | `treadle:request:{…}:epoch` | counter | whoever takes the request: workers, and gateways that cancel | – | with the log |
 | `treadle:request:{…}:reservation` | hash `payload`, `lane`, `entry`; the last two once it is queued | gateway | – | with the log |
 | `treadle:request:{…}:enqueuing` | string: the gateway that puts the request into its lane now | gateway | – | ENQUEUING_MS, deleted when it is queued |

@@ -106,6 +106,10 @@ class EngineStatus(_message.Message):
     NUM_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    DEVICE_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     num_requests_running: _builtins.int
     num_requests_waiting: _builtins.int
     num_free_blocks: _builtins.int
@@ -117,6 +121,14 @@ class EngineStatus(_message.Message):
     num_output_tokens: _builtins.int
     process_id: _builtins.int
     resident_bytes: _builtins.int
+    device_allocated_bytes: _builtins.int
+    """Of the accelerator's memory, 0 on a CPU: in the engine's tensors now, those
+    and what is kept for the next ones, the most that was in tensors since the
+    engine became ready, and all that the device has.
+    """
+    device_reserved_bytes: _builtins.int
+    device_peak_bytes: _builtins.int
+    device_total_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -131,10 +143,14 @@ class EngineStatus(_message.Message):
         num_output_tokens: _builtins.int = ...,
         process_id: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        device_allocated_bytes: _builtins.int = ...,
+        device_reserved_bytes: _builtins.int = ...,
+        device_peak_bytes: _builtins.int = ...,
+        device_total_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_free_blocks", b"num_free_blocks", "num_output_tokens", b"num_output_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting", "num_steps", b"num_steps", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "process_id", b"process_id", "resident_bytes", b"resident_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_allocated_bytes", b"device_allocated_bytes", "device_peak_bytes", b"device_peak_bytes", "device_reserved_bytes", b"device_reserved_bytes", "device_total_bytes", b"device_total_bytes", "num_free_blocks", b"num_free_blocks", "num_output_tokens", b"num_output_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting", "num_steps", b"num_steps", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "process_id", b"process_id", "resident_bytes", b"resident_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
