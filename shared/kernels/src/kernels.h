@@ -12,7 +12,8 @@ enum Kind : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };
 // A weight [out, in], packed in panels of PANEL outputs. In memory, a panel after the other:
 //   FLOAT32   [in][32] floats
 //   BFLOAT16  [in / 2][32] pairs of consecutive inputs
-//   INT8      [in / 4][32] four consecutive inputs, each q + 128; scale [out]
+//   INT8      [in / group] times ([group / 4][32] four consecutive inputs, each q + 128, then [32] floats:
+//             scale)
 //   INT4      [in / group] times ([group / 8][32] words, then [32] words of two bfloat16: scale, minimum).
 //             A word holds inputs 0 to 3 in its bytes' low halves, 4 to 7 in the high ones;
 //             the weight is scale * q + minimum
@@ -23,7 +24,6 @@ struct Weight {
   int64_t group;      // of INT4 and INT8: inputs whose rows share a scale; else 0
   int64_t panel_bytes;
   uint8_t* data;
-  float* scale;  // of INT8, else null
   float* bias;   // or null
   int64_t bytes;
 };

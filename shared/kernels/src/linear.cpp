@@ -187,18 +187,17 @@ struct Int8 {
           acc[r][1] = dot_bytes(acc[r][1], b1, x);
         }
       }
+      const v16f scale0 = load<v16f>(b), scale1 = load<v16f>(b + 64);
+      b += 128;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const v16f scale = splat(rows.scale[(row + r) * rows.groups + g]);
-        sum[r][0] = fused(to_float(acc[r][0]), scale, sum[r][0]);
-        sum[r][1] = fused(to_float(acc[r][1]), scale, sum[r][1]);
+        sum[r][0] = fused(to_float(acc[r][0]) * scale, scale0, sum[r][0]);
+        sum[r][1] = fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]);
       }
     }
     for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half) {
-        const int64_t column = panel * PANEL + half * LANES;
-        finish(c, row + r, column, sum[r][half] * load<v16f>(w.scale + column));
-      }
+      for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
   }
 };
 

@@ -40,7 +40,7 @@ int64_t step_of(Kind kind, int64_t group) {
 int64_t panel_bytes(Kind kind, int64_t padded_in, int64_t group) {
   if (kind == FLOAT32) return padded_in * PANEL * 4;
   if (kind == BFLOAT16) return padded_in * PANEL * 2;
-  if (kind == INT8) return padded_in * PANEL;
+  if (kind == INT8) return padded_in / group * (group * PANEL + PANEL * 4);
   return padded_in / group * (group / 2 * PANEL + PANEL * 4);
 }
 
@@ -67,13 +67,18 @@ float from_bf16(uint16_t half) {
 }
 
 void pack_int8(Weight& w, const float* row, int64_t out, uint8_t* panel) {
-  float top = 0;
-  for (int64_t i = 0; i < w.in; ++i) top = std::fmax(top, std::fabs(row[i]));
-  const float inverse = top > 0 ? 127.0f / top : 0.0f;
-  w.scale[out] = top / 127.0f;
-  const int64_t column = out % PANEL;
-  for (int64_t i = 0; i < w.in; ++i)
-    panel[(i / 4 * PANEL + column) * 4 + i % 4] = (uint8_t)(__builtin_lrintf(row[i] * inverse) + 128);
+  const int64_t column = out % PANEL, group_bytes = w.group * PANEL + PANEL * 4;
+  for (int64_t g = 0; g * w.group < w.in; ++g) {
+    const float* x = row + g * w.group;
+    const int64_t count = w.in - g * w.group < w.group ? w.in - g * w.group : w.group;
+    uint8_t* at = panel + g * group_bytes;
+    float top = 0;
+    for (int64_t i = 0; i < count; ++i) top = std::fmax(top, std::fabs(x[i]));
+    const float inverse = top > 0 ? 127.0f / top : 0.0f, scale = top / 127.0f;
+    for (int64_t i = 0; i < count; ++i)
+      at[(i / 4 * PANEL + column) * 4 + i % 4] = (uint8_t)(__builtin_lrintf(x[i] * inverse) + 128);
+    std::memcpy(at + w.group * PANEL + column * 4, &scale, 4);
+  }
 }
 
 struct Fit {
@@ -148,7 +153,7 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
   w->panel_bytes = panel_bytes(kind, w->padded_in, group);
   const int64_t panels = up(out, PANEL) / PANEL;
   const int64_t scales = up(out, PANEL) * 4;
-  w->bytes = up(panels * w->panel_bytes, 64) + (kind == INT8 ? scales : 0) + (bias ? scales : 0);
+  w->bytes = up(panels * w->panel_bytes, 64) + (bias ? scales : 0);
   w->bytes = up(w->bytes, PAGE);
   w->data = pages(w->bytes);
   if (!w->data) {
@@ -156,10 +161,6 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
     return nullptr;
   }
   uint8_t* rest = w->data + up(panels * w->panel_bytes, 64);
-  if (kind == INT8) {
-    w->scale = (float*)rest;
-    rest += scales;
-  }
   if (bias) {
     w->bias = (float*)rest;
     std::memcpy(w->bias, bias, out * 4);
@@ -191,16 +192,20 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
 void unpack(const Weight& w, float* out) {
   for (int64_t o = 0; o < w.out; ++o) {
     const uint8_t* panel = w.data + o / PANEL * w.panel_bytes;
-    const int64_t column = o % PANEL, group_bytes = w.kind == INT4 ? w.group / 2 * PANEL + PANEL * 4 : 0;
+    const int64_t column = o % PANEL, group_bytes = w.group * PANEL / (w.kind == INT4 ? 2 : 1) + PANEL * 4;
     for (int64_t i = 0; i < w.in; ++i) {
       float& value = out[o * w.in + i];
       if (w.kind == FLOAT32)
         value = ((const float*)panel)[i * PANEL + column];
       else if (w.kind == BFLOAT16)
         value = from_bf16(((const uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2]);
-      else if (w.kind == INT8)
-        value = w.scale[o] * ((int)panel[(i / 4 * PANEL + column) * 4 + i % 4] - 128);
-      else {
+      else if (w.kind == INT8) {
+        const uint8_t* at = panel + i / w.group * group_bytes;
+        const int64_t j = i % w.group;
+        float scale;
+        std::memcpy(&scale, at + w.group * PANEL + column * 4, 4);
+        value = scale * (float)((int)at[(j / 4 * PANEL + column) * 4 + j % 4] - 128);
+      } else {
         const uint8_t* at = panel + i / w.group * group_bytes;
         const int64_t j = i % w.group;
         const uint8_t byte = at[(j / 8 * PANEL + column) * 4 + j % 4];

@@ -40,9 +40,9 @@ class Kind(enum.IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     INT8 = 2
-    """Of weights: a scale an output, and rows rounded to 8 bits. Of a cache: a scale a token and head."""
+    """Of weights and rows: a scale a group of inputs. Of a cache: a scale a token and head."""
     INT4 = 3
-    """Scale and minimum for each group of inputs, and rows rounded to 8 bits."""
+    """Scale and minimum for each group of inputs; rows as for INT8."""
 
 
 class Prologue(enum.IntEnum):

@@ -1,7 +1,7 @@
 """What quantised products compute, in plain torch: what is served where there are no native kernels for them.
 
 Weights are rounded once, at load; the rows they are multiplied with are rounded to 8 bits as they come, each
-group of inputs with its own scale. Shapes: T tokens, I inputs, O outputs, g groups of GROUP_SIZE inputs.
+group of inputs with its own scale. Shapes: T tokens, I inputs, O outputs, g groups of n inputs.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from torch import Tensor
 from treadle.nn.linear import RMSNorm, pad_rows, silu
 
 GROUP_SIZES = {"int8": 64, "int4": 32}
-"""Inputs of a row that share a scale; in int4 the weights of so many inputs share theirs, too."""
-GROUP_SIZE = GROUP_SIZES["int4"]
+"""Inputs that share a scale, of a row and of an output's weights."""
+_INT4_GROUP = GROUP_SIZES["int4"]
 QUANTIZATIONS = ("int8", "int4")
 _CUTS = (0.03, 0.06, 0.1)
 """Shares of a group's range that are cut off at either end, to see whether the rest is met better."""
 
 
 class Int8Weight(NamedTuple):
-    """`scale * q`: a scale an output."""
+    """`scale * q`: a scale for each group of inputs."""
 
-    q_OI: Tensor
-    scale_O: Tensor
+    q_Ogn: Tensor
+    scale_Og: Tensor
+    in_features: int
 
     def dequantized(self) -> Tensor:
         """Float32 [O, I]."""
-        return self.q_OI.float() * self.scale_O[:, None]
+        return (self.q_Ogn.float() * self.scale_Og[..., None]).flatten(1)[:, : self.in_features]
 
 
 class Int4Weight(NamedTuple):
@@ -48,21 +49,26 @@ class Int4Weight(NamedTuple):
 
 
 def quantize_int8(weight_OI: Tensor) -> Int8Weight:
-    """To the nearest of 255 steps between the output's largest weight and its negative."""
-    wide = weight_OI.float()
-    top_O = wide.abs().amax(1)
-    inverse_O = torch.where(top_O > 0, 127.0 / top_O, 0.0)
-    return Int8Weight((wide * inverse_O[:, None]).round().to(torch.int8), top_O / 127.0)
+    """To the nearest of 255 steps between the group's largest weight and its negative."""
+    q_Ogn, scale_Og1 = _to_bytes(weight_OI.float(), GROUP_SIZES["int8"])
+    return Int8Weight(q_Ogn.to(torch.int8), scale_Og1.squeeze(-1), weight_OI.shape[1])
+
+
+def _to_bytes(x_RI: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers of -127 to 127 [R, g, n], and the scales [R, g, 1] that give the rows back."""
+    x_Rgn = F.pad(x_RI, (0, -x_RI.shape[1] % group_size)).unflatten(1, (-1, group_size))
+    top_Rg1 = x_Rgn.abs().amax(-1, keepdim=True)
+    return (x_Rgn * torch.where(top_Rg1 > 0, 127.0 / top_Rg1, 0.0)).round(), top_Rg1 / 127.0
 
 
 def quantize_int4(weight_OI: Tensor) -> Int4Weight:
     """To 16 steps over the group's range, or over the part of it that gives the least squared error."""
     out, inputs = weight_OI.shape
-    groups = -(-inputs // GROUP_SIZE)
+    groups = -(-inputs // _INT4_GROUP)
     # What fills the last group up repeats a weight of it, and counts for nothing.
-    wide = F.pad(weight_OI.float()[:, None], (0, groups * GROUP_SIZE - inputs), mode="replicate")[:, 0]
-    x = wide.view(out, groups, GROUP_SIZE)
-    there = (torch.arange(groups * GROUP_SIZE) < inputs).view(groups, GROUP_SIZE)
+    wide = F.pad(weight_OI.float()[:, None], (0, groups * _INT4_GROUP - inputs), mode="replicate")[:, 0]
+    x = wide.view(out, groups, _INT4_GROUP)
+    there = (torch.arange(groups * _INT4_GROUP) < inputs).view(groups, _INT4_GROUP)
     low, high = x.amin(-1), x.amax(-1)
     best = _fit(x, there, low, high)
     for cut in _CUTS:
@@ -115,10 +121,5 @@ class QuantizedLinear:
         return y if residual is None else residual + y
 
     def _rounded(self, x_TI: Tensor) -> Tensor:
-        """To 255 steps between a group's largest magnitude and its negative."""
-        inputs = x_TI.shape[1]
-        x_Tgn = F.pad(x_TI, (0, -inputs % self._group_size)).unflatten(1, (-1, self._group_size))
-        top_Tg1 = x_Tgn.abs().amax(-1, keepdim=True)
-        q_Tgn = (x_Tgn * torch.where(top_Tg1 > 0, 127.0 / top_Tg1, 0.0)).round()
-        rounded_TI: Tensor = (q_Tgn * (top_Tg1 / 127.0)).flatten(1)[:, :inputs]
-        return rounded_TI
+        q_Tgn, scale_Tg1 = _to_bytes(x_TI, self._group_size)
+        return (q_Tgn * scale_Tg1).flatten(1)[:, : x_TI.shape[1]]
