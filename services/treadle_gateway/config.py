@@ -23,6 +23,8 @@ class GatewayConfig(BaseSettings):
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     tokenizer_address: str = Field(default="127.0.0.1:50053", validation_alias="TREADLE_TOKENIZER_ADDRESS")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
+    redis_connections: int = Field(default=32, ge=2)
+    """Commands that run at once in Redis; further ones wait for their turn."""
     redis_patience_s: float = Field(default=10.0, gt=0)
     """How long streams wait for a Redis that is away before they end as UNAVAILABLE."""
     attached_s: float = Field(default=15.0, ge=1.5)

@@ -59,11 +59,8 @@ async def running_gateway(
     It becomes ready when Redis, registry and tokenizer answer. Raises Unavailable (ADDRESS_IN_USE).
     """
     async with contextlib.AsyncExitStack() as stack:
-        redis = connect(config.redis_url)
+        redis = connect(config.redis_url, max_connections=config.redis_connections)
         stack.push_async_callback(redis.aclose)
-        # A long log that is read must not hold up the commands of others.
-        logs = connect(config.redis_url)
-        stack.push_async_callback(logs.aclose)
         blocking = connect_blocking(config.redis_url, block_s=BLOCK_S)
         stack.push_async_callback(blocking.aclose)
         telemetry = telemetry or Telemetry()
@@ -75,7 +72,7 @@ async def running_gateway(
 
         gateway_id = f"gw-{uuid.uuid4().hex}"
         follower = LogFollower(
-            logs,
+            redis,
             blocking,
             gateway_id,
             patience_s=config.redis_patience_s,

@@ -21,3 +21,13 @@ class ScheduledChunk:
     num_logits: int
     """How many of the chunk's last tokens need their logits: 0 in the middle of a prompt, else 1, or more to
     check a draft."""
+
+
+def opened_blocks(chunks: Sequence[ScheduledChunk], block_size: int) -> list[int]:
+    """Blocks that get their first token in this step and are not filled by it."""
+    opened = []
+    for chunk in chunks:
+        end = chunk.start + len(chunk.token_ids)
+        if end % block_size and chunk.start <= end - end % block_size:
+            opened.append(chunk.block_table[end // block_size])
+    return opened

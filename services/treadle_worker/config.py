@@ -20,8 +20,8 @@ class EngineConfig(BaseSettings):
     """"cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, then mps, then the CPU."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     quantization: Literal["", "int8", "int4"] = ""
-    """Of the weights, on a CPU: 8 bits with a scale an output, or 4 bits with scale and minimum for each 32
-    inputs; the rows they are multiplied with are rounded to 8 bits. Empty: dtype."""
+    """Of the weights, on a CPU: 8 bits with a scale for each 64 inputs, or 4 bits with scale and minimum for
+    each 32; the rows they are multiplied with are rounded to 8 bits in the same groups. Empty: dtype."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """What computes on a CPU: the package treadle-kernels, or torch. "auto": the package if it is there."""
     block_size: int = Field(default=32, ge=16, le=256, multiple_of=16)
@@ -31,9 +31,15 @@ class EngineConfig(BaseSettings):
     kv_cache_bytes: int | None = Field(default=None, ge=1 << 20)
     """Of KV blocks; unset: what max_memory_percent gives, or else 1 GiB."""
     max_memory_percent: float | None = Field(default=None, gt=0, le=95)
-    """Of the device's memory that is free with the model loaded, for KV blocks."""
+    """On CUDA: of all of the device's memory, for weights, KV blocks and the largest step together.
+    Elsewhere: of what is free with the model loaded, for KV blocks."""
     cache_dtype: Literal["auto", "bfloat16", "float32", "float16", "int8"] = "auto"
     """Of keys and values; "auto": dtype. "int8" has a scale for each token and head."""
+    attention_backend: Literal["auto", "sdpa", "flash_attn", "flashinfer"] = "auto"
+    """On CUDA: "auto" takes flash-attn, else flashinfer, where they are installed and fit, else "sdpa",
+    torch's own. "sdpa" runs on a CPU, too: for tests, since answers then depend on their neighbours' bits."""
+    enforce_eager: bool = False
+    """On CUDA: no graphs of small steps. They cost time to load, and memory."""
     max_num_seqs: int = Field(default=64, ge=1, le=1024)
     """Requests that run at once."""
     max_num_batched_tokens: int = Field(default=256, ge=16, le=65536)

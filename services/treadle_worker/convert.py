@@ -194,6 +194,10 @@ def to_engine_status(stats: EngineStats, process_id: int, resident_bytes: int) -
         num_output_tokens=stats.num_output_tokens,
         process_id=process_id,
         resident_bytes=resident_bytes,
+        device_allocated_bytes=stats.device_memory.allocated_bytes,
+        device_reserved_bytes=stats.device_memory.reserved_bytes,
+        device_peak_bytes=stats.device_memory.peak_bytes,
+        device_total_bytes=stats.device_memory.total_bytes,
     )
 
 

@@ -22,6 +22,15 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
+def share_bytes(device: torch.device, percent: float) -> int:
+    """What may still be taken of that share: on CUDA of all of the device's memory, of which this process has
+    some already; elsewhere of what is free."""
+    if device.type == "cuda":
+        total: int = torch.cuda.mem_get_info(device)[1]
+        return int(total * percent / 100) - torch.cuda.memory_allocated(device)
+    return int(free_bytes(device) * percent / 100)
+
+
 def _reclaimable() -> int:
     """Of what the container uses, the pages of files that nobody has touched for a while."""
     try:

@@ -14,6 +14,7 @@ from treadle_worker.admission import check_request
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.engine_protocol import (
     AddRequest,
+    DeviceMemory,
     EngineStats,
     FinishReason,
     SequenceOutput,
@@ -33,8 +34,12 @@ class Runner(Protocol):
     def run(self, chunks: ListOf[ScheduledChunk]) -> torch.Tensor:
         """Float32 logits [their `num_logits` together, vocabulary], in the chunks' order.
 
-        Writes the keys and values of every chunk's tokens into the cache.
+        Writes the keys and values of every chunk's tokens into the cache. Logits hold until the next run.
         """
+        ...
+
+    def close(self) -> None:
+        """Gives back all memory; nothing is run after."""
         ...
 
 
@@ -54,11 +59,13 @@ class Engine:
         vocab_size: int,
         max_model_len: int,
         clock: Callable[[], float] = time.monotonic,
+        device_memory: Callable[[], DeviceMemory] = DeviceMemory,
     ) -> None:
         self.runner = runner
         self.scheduler = scheduler
         self.sampler = sampler
         self._clock = clock
+        self._device_memory = device_memory
         self.vocab_size = vocab_size
         self.max_model_len = min(max_model_len, scheduler.max_num_tokens)
         self._sequences: dict[str, Sequence] = {}
@@ -137,6 +144,13 @@ class Engine:
             preempted=[sequence.request_id for sequence in scheduled.preempted],
         )
 
+    def close(self) -> None:
+        """Drops every request, and gives back the memory of model and cache; takes nothing after."""
+        for sequence in list(self._sequences.values()):
+            self._finish(sequence)
+        self._undelivered.clear()
+        self.runner.close()
+
     def stats(self) -> EngineStats:
         """Gauges of now, and counters since the start."""
         scheduler, blocks = self.scheduler, self.scheduler.block_manager
@@ -155,6 +169,7 @@ class Engine:
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
             num_commands=self._num_commands,
+            device_memory=self._device_memory(),
         )
 
     def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:

@@ -8,9 +8,14 @@ from pathlib import Path
 import torch
 
 from treadle.nn.linear import warm_up
+from treadle.nn.llama import LlamaForCausalLM
 from treadle.nn.loader import load_model
 from treadle_worker.block_manager import BlockManager
-from treadle_worker.device_memory import free_bytes
+from treadle_worker.cuda_graphs import Capture, CudaCapture, DecodeGraphs
+from treadle_worker.cuda_kv_cache import CudaKVCache
+from treadle_worker.cuda_memory import MemoryWatch, use
+from treadle_worker.cuda_profile import activation_bytes
+from treadle_worker.device_memory import free_bytes, share_bytes
 from treadle_worker.engine import Engine
 from treadle_worker.engine_protocol import EngineStart
 from treadle_worker.kv_cache import CachePlan
@@ -34,28 +39,44 @@ def load_engine(start: EngineStart) -> Engine:
     if start.num_threads is not None:
         torch.set_num_threads(start.num_threads)
     device, dtype = choose_device(start.device), getattr(torch, start.dtype)
+    use(device)
     model = load_model(
         Path(start.model_folder), dtype, device, quantization=start.quantization, kernels=start.kernels
     )
     with torch.inference_mode():
         warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))
     cache_dtype = dtype if start.cache_dtype == "auto" else getattr(torch, start.cache_dtype)
-    plan = CachePlan(model.config, start.block_size, cache_dtype, device, kernels=start.kernels)
-    num_blocks = choose_num_blocks(start, plan)
-    cache = plan.build(num_blocks)
+    plan = CachePlan(
+        model.config,
+        start.block_size,
+        cache_dtype,
+        device,
+        kernels=start.kernels,
+        attention_backend=start.attention_backend,
+    )
+    context = model.config.max_position_embeddings
+    max_model_len = min(start.max_model_len or context, context)
+    activations = _activation_bytes(start, model, plan, max_model_len) if device.type == "cuda" else 0
+    num_blocks = choose_num_blocks(start, plan, activations)
+    runner = ModelRunner(model, plan.build(num_blocks))
+    if _has_graphs(start, plan):
+        runner.graphs = capture_graphs(start, runner, max_model_len, CudaCapture(device))
     _log.info(
         "the cache is there",
         extra={
             "num_blocks": num_blocks,
             "bytes": num_blocks * plan.bytes_per_block,
             "cache_dtype": str(cache_dtype),
-            "native_attention": plan.is_native,
+            "attention": plan.attention,
             "native_products": model.is_native,
+            "activation_bytes": activations,
+            "num_graphs": 0 if runner.graphs is None else len(runner.graphs.sizes),
         },
     )
-    context = model.config.max_position_embeddings
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     return Engine(
-        ModelRunner(model, cache),
+        runner,
         Scheduler(
             BlockManager(num_blocks, start.block_size, enable_prefix_caching=start.enable_prefix_caching),
             max_num_seqs=min(start.max_num_seqs, start.max_num_batched_tokens),
@@ -65,34 +86,88 @@ def load_engine(start: EngineStart) -> Engine:
         ),
         Sampler(),
         vocab_size=model.config.vocab_size,
-        max_model_len=min(start.max_model_len or context, context),
+        max_model_len=max_model_len,
+        device_memory=MemoryWatch(device),
     )
 
 
-def choose_num_blocks(start: EngineStart, plan: CachePlan) -> int:
+def _has_graphs(start: EngineStart, plan: CachePlan) -> bool:
+    return plan.device.type == "cuda" and plan.backend is not None and not start.enforce_eager
+
+
+def _activation_bytes(
+    start: EngineStart, model: LlamaForCausalLM, plan: CachePlan, max_model_len: int
+) -> int:
+    """Measured with a cache of one block, which is gone afterwards."""
+    runner = ModelRunner(model, plan.build(1))
+    try:
+        return activation_bytes(
+            runner,
+            max_num_seqs=start.max_num_seqs,
+            max_rows=_max_rows(start),
+            max_num_batched_tokens=start.max_num_batched_tokens,
+            max_model_len=max_model_len,
+            graphs=_has_graphs(start, plan),
+        )
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"a step of max_num_batched_tokens = {start.max_num_batched_tokens} does not fit: {error}"
+        ) from error
+    finally:
+        runner.close()
+
+
+def _max_rows(start: EngineStart) -> int:
+    """Tokens of the largest step that computes no prompt."""
+    drafted = start.max_speculative_rows if start.num_speculative_tokens else 0
+    return min(max(start.max_num_seqs, drafted), start.max_num_batched_tokens)
+
+
+@torch.inference_mode()
+def capture_graphs(
+    start: EngineStart, runner: ModelRunner, max_model_len: int, capture: Capture
+) -> DecodeGraphs:
+    """Graphs for every step of single tokens, and of drafts where there are any."""
+    assert isinstance(runner.cache, CudaKVCache), "graphs read the CUDA cache"
+    return DecodeGraphs(
+        runner.model,
+        runner.cache,
+        capture,
+        max_rows=_max_rows(start),
+        max_chunk=1 + start.num_speculative_tokens,
+        max_model_len=max_model_len,
+    )
+
+
+def choose_num_blocks(start: EngineStart, plan: CachePlan, activations: int = 0) -> int:
     """Blocks for the bytes or the share of memory that was asked for.
 
-    Raises MemoryError, with the figures and the way out, where that is not one block or more than is free.
+    `activations` are bytes that steps take beside it: they are not there for blocks. Raises MemoryError, with
+    the figures and the way out, where that is not one block or more than is free.
     """
-    free, block_bytes = free_bytes(plan.device), plan.bytes_per_block
+    free, block_bytes = free_bytes(plan.device) - activations, plan.bytes_per_block
+    reserved = plan.num_reserved_blocks
     if start.num_blocks is not None:
-        asked, name = start.num_blocks * block_bytes, f"num_blocks = {start.num_blocks}"
+        asked, name = (start.num_blocks + reserved) * block_bytes, f"num_blocks = {start.num_blocks}"
     elif start.kv_cache_bytes is not None:
         asked, name = start.kv_cache_bytes, f"kv_cache_bytes = {start.kv_cache_bytes}"
     elif start.max_memory_percent is not None:
         percent = start.max_memory_percent
-        asked, name = int(free * percent / 100), f"max_memory_percent = {percent:g}"
+        asked = share_bytes(plan.device, percent) - activations
+        name = f"max_memory_percent = {percent:g}"
     else:
         asked, name = DEFAULT_CACHE_BYTES, f"the default of kv_cache_bytes = {DEFAULT_CACHE_BYTES}"
-    num_blocks = asked // block_bytes
+    num_blocks = asked // block_bytes - reserved
+    beside = f", beside the {activations} that the largest step takes" if activations else ""
     if num_blocks < 1:
         raise MemoryError(
-            f"{name} holds no block: one of {start.block_size} tokens takes {block_bytes} bytes"
+            f"{name} holds no block: one of {start.block_size} tokens takes {block_bytes} bytes{beside}"
         )
-    if num_blocks * block_bytes > free:
+    needed = (num_blocks + reserved) * block_bytes
+    if needed > free:
         raise MemoryError(
-            f"{name} asks for {num_blocks} blocks, {num_blocks * block_bytes} bytes, on {plan.device}, where "
-            f"{free} are free with the model loaded: ask for at most {free // block_bytes} blocks"
+            f"{name} asks for {num_blocks} blocks, {needed} bytes, on {plan.device}, where {free} are free "
+            f"with the model loaded{beside}: ask for at most {max(0, free // block_bytes - reserved)} blocks"
         )
     return num_blocks
 

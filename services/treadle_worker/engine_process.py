@@ -84,6 +84,7 @@ def serve(frames: FrameSocket) -> None:
             block_size=blocks.block_size,
             max_num_seqs=engine.scheduler.max_num_seqs,
             process_id=os.getpid(),
+            device_memory=engine.stats().device_memory,
         ),
     )
     decoder = msgspec.msgpack.Decoder(EngineCommands)
@@ -93,6 +94,7 @@ def serve(frames: FrameSocket) -> None:
         for message in messages:
             for command in decoder.decode(message).commands:
                 if isinstance(command, Shutdown):
+                    engine.close()
                     return
                 _apply(engine, command)
         _send(frames, engine.step())

@@ -79,6 +79,8 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     kv_cache_bytes: int | None
     max_memory_percent: float | None
     cache_dtype: str
+    attention_backend: Literal["auto", "sdpa", "flash_attn", "flashinfer"]
+    enforce_eager: bool
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int | None
@@ -121,6 +123,19 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
 
 
+class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the accelerator's memory, in bytes; 0 on a CPU."""
+
+    allocated_bytes: int = 0
+    """In tensors of the engine: weights, cache, and what a step makes."""
+    reserved_bytes: int = 0
+    """Those, and what the engine keeps for the next ones."""
+    peak_bytes: int = 0
+    """The most that was in tensors since the engine became ready."""
+    total_bytes: int = 0
+    """Of the device."""
+
+
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges of now, and counters since the engine started."""
 
@@ -144,6 +159,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that came in the same step as the one before them, because they had been guessed."""
     num_commands: int = 0
     """Commands taken in: whoever sent an abort knows from it that the blocks are free."""
+    device_memory: DeviceMemory = DeviceMemory()
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -174,6 +190,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     block_size: int
     max_num_seqs: int
     process_id: int
+    device_memory: DeviceMemory = DeviceMemory()
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

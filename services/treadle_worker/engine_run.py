@@ -97,7 +97,11 @@ class EngineRun:
         self._links = links
         self.table = RequestTable()
         self._observation = Observation(metrics, links.tracer, links.clock, self.table)
-        self.stats = EngineStats(num_blocks=ready.num_blocks, num_free_blocks=ready.num_blocks)
+        self.stats = EngineStats(
+            num_blocks=ready.num_blocks,
+            num_free_blocks=ready.num_blocks,
+            device_memory=ready.device_memory,
+        )
         self.writer = StreamWriter(links.redis, self._let_go, Pace(links.gather_s))
         self._commands: list[EngineCommand] = []
         self._commanded = asyncio.Event()

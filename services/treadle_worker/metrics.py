@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from treadle_worker.engine_protocol import EngineStats
+from treadle_worker.engine_protocol import DeviceMemory, EngineStats
 
 _WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _FREE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -44,6 +44,17 @@ class WorkerMetrics:
         )
         self.ready = gauge("model_ready", "1 while an engine serves the model, else 0.")
         self.resident = gauge("engine_resident_memory_bytes", "Resident memory of the engine's process.")
+        self.device_allocated = gauge(
+            "engine_device_memory_allocated_bytes", "Of the accelerator, in the engine's tensors; 0 on a CPU."
+        )
+        self.device_reserved = gauge(
+            "engine_device_memory_reserved_bytes",
+            "Of the accelerator, in the engine's tensors or kept for the next ones; 0 on a CPU.",
+        )
+        self.device_peak = gauge(
+            "engine_device_memory_peak_bytes",
+            "The most of the accelerator that was in the engine's tensors since it became ready; 0 on a CPU.",
+        )
         self.engine_starts = counter("engine_starts", "Engines that became ready.")
         self.steps = counter("engine_steps", "Steps of the engine.")
         self.preemptions = counter("num_preemptions", "Requests whose KV blocks were taken for another.")
@@ -100,6 +111,9 @@ class ModelMetrics:
         self._lane_age = metrics.lane_age.labels(name)
         self._ready = metrics.ready.labels(name)
         self._resident = metrics.resident.labels(name)
+        self._device_allocated = metrics.device_allocated.labels(name)
+        self._device_reserved = metrics.device_reserved.labels(name)
+        self._device_peak = metrics.device_peak.labels(name)
         self._engine_starts = metrics.engine_starts.labels(name)
         self._counters = {
             "num_steps": metrics.steps.labels(name),
@@ -120,12 +134,15 @@ class ModelMetrics:
         }
         self._seen = EngineStats()
 
-    def engine_ready(self, resident_bytes: Callable[[], float]) -> None:
+    def engine_ready(
+        self, resident_bytes: Callable[[], float], device_memory: DeviceMemory | None = None
+    ) -> None:
         """Another engine begins; `resident_bytes` is asked at each scrape, in its thread."""
         self._seen = EngineStats()
         self._engine_starts.inc()
         self._ready.set(1)
         self._resident.set_function(resident_bytes)
+        self._device_memory(device_memory or DeviceMemory())
 
     def engine_gone(self) -> None:
         """The engine has ended: nothing runs or waits in it."""
@@ -140,6 +157,7 @@ class ModelMetrics:
         ):
             gauge.set(0)
         self._resident.set_function(_nothing)
+        self._device_memory(DeviceMemory())
 
     def step(self, stats: EngineStats) -> None:
         """What the engine says of itself with each step."""
@@ -148,9 +166,16 @@ class ModelMetrics:
         self._waiting.set(stats.num_waiting)
         if stats.num_blocks:
             self._cache_usage.set(1 - stats.num_free_blocks / stats.num_blocks)
+        if stats.device_memory != before.device_memory:
+            self._device_memory(stats.device_memory)
         for name, counter in self._counters.items():
             if more := getattr(stats, name) - getattr(before, name):
                 counter.inc(more)
+
+    def _device_memory(self, memory: DeviceMemory) -> None:
+        self._device_allocated.set(memory.allocated_bytes)
+        self._device_reserved.set(memory.reserved_bytes)
+        self._device_peak.set(memory.peak_bytes)
 
     def backlog(self, waiting: int, oldest_age_s: float) -> None:
         """What lies in the model's lanes, unclaimed."""

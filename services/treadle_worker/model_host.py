@@ -120,7 +120,9 @@ class ModelHost:
                 self.failure = error
                 raise
             self.failure = None
-            self._metrics.engine_ready(partial(resident_bytes, self.ready.process_id))
+            self._metrics.engine_ready(
+                partial(resident_bytes, self.ready.process_id), self.ready.device_memory
+            )
             logger.info("the model is ready", extra={"model": self.model, "profile": self.profile})
             self.running = EngineRun(engine, self.ready, self.profile, tokenizer, self._links, self._metrics)
             self._changed()

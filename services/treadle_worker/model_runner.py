@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
+from treadle_worker.cuda_graphs import DecodeGraphs
+from treadle_worker.cuda_memory import release, use
+from treadle_worker.cuda_step import to_device
 from treadle_worker.kv_cache import KVCache, begin_step
 from treadle_worker.native_attention import NativeKVCache
 from treadle_worker.native_program import NativeProgram
@@ -18,7 +22,9 @@ class ModelRunner:
     """A model and its cache. A step's tokens go through the layers as one flat batch."""
 
     def __init__(self, model: LlamaForCausalLM, cache: KVCache) -> None:
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.device = model, cache, cache.keys.device
+        self.graphs: DecodeGraphs | None = None
+        """Of small steps, on CUDA."""
         self._program: NativeProgram | None = None
         if model.is_native and isinstance(cache, NativeKVCache):
             self._program = NativeProgram(model, cache)
@@ -37,7 +43,7 @@ class ModelRunner:
         hidden_TE = self._hidden(chunks)
         if len(rows) == end:
             return self.model.logits(hidden_TE)
-        return self.model.logits(hidden_TE[torch.tensor(rows, dtype=torch.int64, device=hidden_TE.device)])
+        return self.model.logits(hidden_TE[to_device(np.array(rows, np.int64), self.device)])
 
     @torch.inference_mode()
     def prompt_logits(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
@@ -45,9 +51,18 @@ class ModelRunner:
         return self.model.logits(self._hidden(chunks))
 
     def _hidden(self, chunks: Sequence[ScheduledChunk]) -> Tensor:
+        use(self.device)
+        if self.graphs is not None and (replayed := self.graphs.hidden(chunks)) is not None:
+            return replayed
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         if self._program is not None:
             return self._program.run(token_ids, chunks)
-        token_ids_T = torch.tensor(token_ids, device=self.cache.keys.device)
+        token_ids_T = to_device(np.array(token_ids, np.int64), self.device)
         hidden_TE: Tensor = self.model(token_ids_T, begin_step(self.cache, chunks))
         return hidden_TE
+
+    def close(self) -> None:
+        """Lets go of the graphs, the cache and the model, and gives their memory back; runs nothing after."""
+        self.graphs = self._program = None
+        del self.cache, self.model
+        release(self.device)

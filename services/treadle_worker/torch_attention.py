@@ -24,7 +24,7 @@ from torch import Tensor
 
 from treadle.nn.attention import heads_of
 from treadle.nn.linear import RMSNorm
-from treadle_worker.batch import ScheduledChunk
+from treadle_worker.batch import ScheduledChunk, opened_blocks
 from treadle_worker.torch_kv_cache import LayerCache, TorchKVCache
 
 ROWS = 8
@@ -46,7 +46,7 @@ class TorchAttention:
         self._cos, self._sin = cache.rotary.at(positions_T)
         blocks_T = torch.cat([table[place // size] for table, place in zip(tables, positions, strict=True)])
         self._blocks_T, self._offsets_T = blocks_T.to(device), positions_T % size
-        cache.clear(torch.tensor(_opened_blocks(chunks, size), dtype=torch.int64, device=device))
+        cache.clear(torch.tensor(opened_blocks(chunks, size), dtype=torch.int64, device=device))
 
         starts = [0]
         for chunk in chunks:
@@ -227,16 +227,6 @@ class _Piece:
         mixed /= sums.unsqueeze(-1)
         out_TKGD: Tensor = mixed[:, : T * G].unflatten(1, (T, G)).transpose(0, 1)
         return out_TKGD
-
-
-def _opened_blocks(chunks: Sequence[ScheduledChunk], size: int) -> list[int]:
-    """Blocks that get their first token in this step and are not filled by it."""
-    opened = []
-    for chunk in chunks:
-        end = chunk.start + len(chunk.token_ids)
-        if end % size and chunk.start <= end - end % size:
-            opened.append(chunk.block_table[end // size])
-    return opened
 
 
 def _first_tile(query: int, window: int | None, size: int) -> int:

@@ -53,7 +53,9 @@ class Worker:
         self._set_ready = set_ready
         self._started = time.monotonic()
         self._redis = connect(config.redis_url)
-        self._blocking = connect_blocking(config.redis_url, block_s=_BLOCK_S)
+        self._blocking = connect_blocking(
+            config.redis_url, block_s=_BLOCK_S, max_connections=len(config.models) + 1
+        )
         clock = RedisClock()
         lease_ms = int(config.lease_s * 1000)
         self.heart = Heart(self._redis, clock, self.describe, self._beaten, lease_ms=lease_ms)

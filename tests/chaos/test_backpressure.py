@@ -28,7 +28,7 @@ async def test_a_flood_is_refused_above_the_lanes_limit_and_what_is_taken_is_ans
     stack, gateways, queue, ask
 ):
     limit = int(stack.environment["TREADLE_GATEWAY_LANE_LIMIT"])
-    asked = ask([9, 8, 7], 150, tenant="flood")
+    asked = ask([9, 8, 7], 900, tenant="flood")
     expected = await undisturbed(gateways[0], asked)
     longest, refused_after_s = 0, []
 

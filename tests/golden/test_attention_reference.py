@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
-from profiles import BFLOAT16, FLOAT32, INT8_CACHE, TORCH_BFLOAT16, TORCH_FLOAT32, Profile
+from attention_packages import FLASHINFER, BatchPrefillWithPagedKVCacheWrapper, FlashAttn
+from profiles import (
+    BFLOAT16,
+    CPU,
+    FLOAT32,
+    INT8_CACHE,
+    SDPA_BFLOAT16,
+    SDPA_FLOAT32,
+    TORCH_BFLOAT16,
+    TORCH_FLOAT32,
+    Profile,
+)
 
 from treadle.models.config import parse_config
 from treadle.nn.rope import RotaryEmbedding, rotate
 from treadle_worker.batch import ScheduledChunk
+from treadle_worker.cuda_flash_attn import FlashAttnBackend
+from treadle_worker.cuda_flashinfer import FlashInferBackend
+from treadle_worker.cuda_kv_cache import CudaKVCache
 from treadle_worker.kv_cache import begin_step
 
 
@@ -71,12 +86,39 @@ LIMITS = [
     (INT8_CACHE, 2**-4),
     (TORCH_FLOAT32, 2e-5),
     (TORCH_BFLOAT16, 2**-5),
+    (SDPA_FLOAT32, 2e-5),
+    (SDPA_BFLOAT16, 2**-5),
 ]
 
 
 @pytest.mark.parametrize(("profile", "limit"), LIMITS, ids=lambda value: getattr(value, "name", ""))
-@torch.inference_mode()
 def test_random_steps_equal_the_reference(profile: Profile, limit: float):
+    check_random_steps(profile.cache, limit)
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "flashinfer"])
+def test_packages_are_told_of_a_step_as_documented(monkeypatch, name: str):
+    """They need a GPU: what stands in for them does what their documentation says."""
+    package = FlashAttn() if name == "flash_attn" else FLASHINFER
+    monkeypatch.setitem(sys.modules, name, package)
+    backend = FlashAttnBackend() if name == "flash_attn" else FlashInferBackend(CPU)
+
+    def cache(config, num_blocks: int, block_size: int) -> CudaKVCache:
+        if name == "flashinfer":
+            backend._wrappers.clear()  # of another model
+        made = CudaKVCache(num_blocks, block_size, config, torch.float32, CPU, backend)
+        for part in (made.keys, made.values):
+            part[:, :num_blocks] = torch.nan
+        return made
+
+    check_random_steps(cache, 2e-5)
+    calls = package.num_varlen if name == "flash_attn" else BatchPrefillWithPagedKVCacheWrapper.plan_count
+    print(f"{calls} calls of {name}")
+    assert calls > 0
+
+
+@torch.inference_mode()
+def check_random_steps(make_cache, limit: float):
     seed = random.SystemRandom().randrange(1 << 31)
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -84,7 +126,7 @@ def test_random_steps_equal_the_reference(profile: Profile, limit: float):
     compared, decodes, prefills, windows, crossed, worst = 0, 0, 0, 0, 0, 0.0
     for _ in range(8):
         config, block_size = random_config(rng), rng.choice([16, 32])
-        cache = profile.cache(config, 60, block_size)
+        cache = make_cache(config, 60, block_size)
         rotary = RotaryEmbedding(config, torch.device("cpu"))
         free = rng.sample(range(60), 60)
         sequences = []
@@ -107,6 +149,7 @@ def test_random_steps_equal_the_reference(profile: Profile, limit: float):
                 spans = [slice(row.done, row.done + size) for row, size in zip(step, sizes, strict=True)]
                 parts = [row.qkv[layer, span] for row, span in zip(step, spans, strict=True)]
                 out = attend(layer, torch.cat(parts), None, None)
+                assert torch.isfinite(out).all()
                 results = iter(out.unflatten(-1, (-1, config.head_dim)))
                 window = config.window(layer)
                 for row, span in zip(step, spans, strict=True):

@@ -17,6 +17,7 @@ from treadle_worker.config import EngineConfig
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
+    DeviceMemory,
     EngineCommands,
     EngineEvent,
     EngineStart,
@@ -40,6 +41,7 @@ class MockEngine:
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.left = 0
+        self.closed = False
 
     @property
     def has_work(self) -> bool:
@@ -51,6 +53,12 @@ class MockEngine:
 
     def abort(self, request_id: str) -> None:
         self.commands.append(f"-{request_id}")
+
+    def stats(self) -> EngineStats:
+        return EngineStats(device_memory=DeviceMemory(allocated_bytes=7))
+
+    def close(self) -> None:
+        self.closed = True
 
     def step(self) -> StepOutputs:
         if not self.commands:
@@ -106,6 +114,7 @@ def test_it_loads_serves_and_shuts_down(served, engine):
     assert len(said) >= 3
     assert all(isinstance(event, Loading) for event in said[:-1])
     assert (said[-1].num_blocks, said[-1].vocab_size) == (4, 10)
+    assert said[-1].device_memory.allocated_bytes == 7
     say(frames, add("a"), add("b"), AbortRequest(request_id="a"))
     steps = events(frames, 5)
     assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
@@ -115,6 +124,7 @@ def test_it_loads_serves_and_shuts_down(served, engine):
     say(frames, Shutdown())
     thread.join(timeout=20)
     assert not thread.is_alive()
+    assert engine.closed
 
 
 def test_commands_that_came_while_it_loaded_are_kept(served, engine):

@@ -116,12 +116,12 @@ async def test_a_connection_that_was_cut_while_idle_is_replaced_silently(redis: 
 
 async def test_a_redis_that_does_not_answer_is_unavailable(redis: Redis, redis_url: str):
     client = connect(redis_url)
-    client.lines.timeout_s = 0.2
+    client.timeout_s = 0.2
     await read_log(client, A)
     await redis.execute_command("CLIENT", "PAUSE", "1000", "ALL")
     with pytest.raises(Unavailable):
         await read_log(client, A)
-    client.lines.timeout_s = 5.0
+    client.timeout_s = 5.0
     assert not (await read_log(client, A)).exists
     await client.aclose()
 

@@ -1,0 +1,73 @@
+"""What an engine's largest steps take of a CUDA device beside weights and cache, found by running them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from treadle_worker.batch import ScheduledChunk
+from treadle_worker.engine_protocol import SamplingParams
+from treadle_worker.model_runner import ModelRunner
+from treadle_worker.sampler import Sampler, SampleRow
+
+Measure = Callable[[torch.device, Callable[[], object]], int]
+"""The bytes that a function takes at most."""
+
+
+def extra_bytes(device: torch.device, compute: Callable[[], object]) -> int:
+    """The most that it takes of a CUDA device beyond what is allocated before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    compute()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def activation_bytes(
+    runner: ModelRunner,
+    *,
+    max_num_seqs: int,
+    max_rows: int,
+    max_num_batched_tokens: int,
+    max_model_len: int,
+    graphs: bool,
+    measure: Measure = extra_bytes,
+) -> int:
+    """Bytes, as `measure` finds them for one step. `max_rows`: single tokens of a step, drafts included.
+
+    The runner's cache may be of one block: every table repeats it. Graphs keep what a step of single tokens
+    takes in a pool of their own, so both are added up.
+    """
+    sampler, device = Sampler(), runner.device
+    params = SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_new_tokens=1)
+
+    def run(chunks: list[ScheduledChunk]) -> None:
+        sampler.sample(runner.run(chunks), [SampleRow(params, 0)] * len(chunks))
+
+    block_size = runner.cache.block_size
+    lengths = largest_step(max_num_seqs, max_num_batched_tokens, max_model_len)
+    prompts = [_at_the_end(length, max_model_len, block_size) for length in lengths]
+    tokens = [_at_the_end(1, max_model_len, block_size)] * max_rows
+    taken = [measure(device, partial(run, chunks)) for chunks in (prompts, tokens)]
+    return sum(taken) if graphs else max(taken)
+
+
+def largest_step(max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> list[int]:
+    """Tokens of each sequence of a step that has as many tokens, and as many sequences, as one may have."""
+    count = min(max_num_seqs, max_num_batched_tokens)
+    left = min(max_num_batched_tokens, count * max_model_len) - count
+    lengths = []
+    for _ in range(count):
+        more = min(left, max_model_len - 1)
+        lengths.append(1 + more)
+        left -= more
+    return lengths
+
+
+def _at_the_end(length: int, max_model_len: int, block_size: int) -> ScheduledChunk:
+    """The last tokens of a sequence that is as long as one may be."""
+    table = [0] * -(-max_model_len // block_size)
+    return ScheduledChunk([0] * length, max_model_len - length, table, 1)
