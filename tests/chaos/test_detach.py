@@ -73,6 +73,7 @@ async def test_the_death_of_a_gateway_costs_its_clients_a_reconnection(stack, ga
     asked = ask("Fair heart", 2000, "reconnect", sampling={"temperature": 1.0, "seed": 5})
     expected = await undisturbed(gateways[0], asked)
     live = begin([gateways[0]], [renamed(asked, f"{number}") for number in range(16)])
+    await live.until_all_begun()
     await live.until_tokens(rng.randint(16, 16 * 200))
     stack["gateway-1"].kill()
     await asyncio.gather(*live.tasks)

@@ -45,6 +45,12 @@ class Live:
             assert not all(task.done() for task in self.tasks), f"all ended before {count} tokens"
             await asyncio.sleep(0.002)
 
+    async def until_all_begun(self) -> None:
+        """Until each was answered something: its request is in Redis."""
+        while not all(record.chunks for record in self.records):
+            assert not all(task.done() for task in self.tasks), "all ended before"
+            await asyncio.sleep(0.002)
+
 
 def begin(stubs: Sequence, asked: list[generation_pb2.Generation]) -> Live:
     """Starts a stream for each request, the gateways taking turns."""

@@ -48,6 +48,7 @@ WORKER = {
     *("prompt_tokens_total", "generation_tokens_total"),
     *("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
     *("redeliveries_total", "request_ends_total"),
+    *(f"engine_device_memory_{kind}_bytes" for kind in ("allocated", "reserved", "peak")),
 }
 EVERYBODY = {
     *(f"event_loop_lag_seconds_{part}" for part in ("bucket", "sum", "count")),
