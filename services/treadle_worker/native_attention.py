@@ -81,13 +81,17 @@ class NativeKVCache:
         return native.Call(operation=native.Operation.ATTENTION, attention=attention)
 
 
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+"""Shared memory, Python's default, has no large pages."""
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """In large pages where the system has them: blocks lie scattered, and each is read from its beginning."""
     size = math.prod(shape) * dtype.itemsize
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
     try:
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, **_PRIVATE)
     except OSError as error:
         raise MemoryError(f"no memory for {size} bytes of cache: {error.strerror}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):

@@ -242,9 +242,24 @@ struct Attention {
     }
   }
 
-  // One tile of keys, from `from` on, for R rows.
+  // Asks for sixteen keys and values of the tile that comes next, if it has so many. Blocks lie scattered, and
+  // a CPU guesses only what goes on.
+  void fetch(const Item* next, int64_t key) const {
+    if (!next || key >= next->keys_to) return;
+    const int64_t block = s.tables[s.table_of[next->sequence] + key / B];
+    const int64_t span_bytes = LANES * D * stored_bytes(c), place = key % B / LANES * span_bytes;
+    const uint8_t *k = keys_at(block, next->head) + place, *v = values_at(block, next->head) + place;
+    for (int64_t i = 0; i < span_bytes; i += 64) {
+      __builtin_prefetch(k + i);
+      __builtin_prefetch(v + i);
+    }
+  }
+
+  // One tile of keys, from `from` on, for R rows. `next`, if any, has the one that follows, from `then` on: it is
+  // asked for bit by bit, as more at once would wait for one another.
   template <int R>
-  void tile(const Item& item, int64_t from, int64_t seen_to, Part& part, uint8_t* wide) const {
+  void tile(const Item& item, int64_t from, int64_t seen_to, const Item* next, int64_t then, Part& part,
+            uint8_t* wide) const {
     const int32_t* table = s.tables + s.table_of[item.sequence];
     const int64_t first_row = s.row_of[item.sequence], start = s.start_of[item.sequence];
     const uint8_t* q = queries + ((item.head * s.rows + first_row) * G + item.first) * D * E::BYTES;
@@ -270,8 +285,11 @@ struct Attention {
     keys[spans] = keys[spans - 1];  // the last pair may have one
     alignas(64) float score[R * TILE];
     alignas(64) uint8_t weight[R * TILE * E::BYTES];
-    for (int64_t i = 0; i < spans; i += 2)
+    for (int64_t i = 0; i < 4; i += 2) {
+      fetch(next, then + i / 2 * LANES);
+      if (i >= spans) continue;
       scores<R>(q, keys[i], keys[i + 1], D / E::STEP, D * E::BYTES, score + i * LANES);
+    }
 
     const v16i lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int r = 0; r < R; ++r) {
@@ -319,7 +337,10 @@ struct Attention {
       for (int64_t d = 0; d < D; d += LANES) store(mix + d, load<v16f>(mix + d) * fade);
     }
     const int64_t steps = (seen_to - from + E::STEP - 1) / E::STEP;
-    for (int64_t d = 0; d < D; d += 2 * LANES) mixed<R>(weight, values, steps, D, d, part.mix);
+    for (int64_t d = 0; d < D; d += 2 * LANES) {
+      if (d < 4 * LANES) fetch(next, then + (2 + d / (2 * LANES)) * LANES);
+      mixed<R>(weight, values, steps, D, d, part.mix);
+    }
   }
 
   // What the stored weights are, so that they add up to one.
@@ -343,19 +364,6 @@ struct Attention {
     return x;
   }
 
-  // Asks for a tile that is read soon. Blocks lie scattered, and a CPU guesses only what goes on.
-  void fetch(const Item& item, int64_t from) const {
-    const int32_t* table = s.tables + s.table_of[item.sequence];
-    const int64_t span_bytes = LANES * D * stored_bytes(c), end = least(item.keys_to, from + TILE);
-    for (int64_t key = from; key < end; key += LANES) {
-      const int64_t block = table[key / B], place = key % B / LANES * span_bytes;
-      const uint8_t *k = keys_at(block, item.head) + place, *v = values_at(block, item.head) + place;
-      for (int64_t i = 0; i < span_bytes; i += 64) {
-        __builtin_prefetch(k + i);
-        __builtin_prefetch(v + i);
-      }
-    }
-  }
 
   template <int R>
   void rows_of(const Item& item, const Item* next, Part& total, float* memory) const {
@@ -374,11 +382,10 @@ struct Attention {
       for (int r = 0; r < R; ++r) part.top[r] = NOTHING, part.sum[r] = 0;
       std::memset(part.mix, 0, R * D * 4);
       for (int64_t key = from; key < end; key += TILE) {
-        if (key + TILE < to)
-          fetch(item, key + TILE);
-        else if (next)
-          fetch(*next, next->keys_from);
-        tile<R>(item, key, least(end, key + TILE), part, wide);
+        const bool last = key + TILE >= to;
+        const Item* following = last ? next : &item;
+        const int64_t then = !last ? key + TILE : next ? next->keys_from : 0;
+        tile<R>(item, key, least(end, key + TILE), following, then, part, wide);
       }
       merge(total, part, R, D);
       from = end;

@@ -124,14 +124,27 @@ ALWAYS void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
   store_some(c.y + row * w.out + column, sum, left);
 }
 
+// Weights that are wanted soon: a share of the next panel, asked for bit by bit while this one is multiplied.
+struct Ahead {
+  const uint8_t* at;
+  int64_t lines;  // at a time
+  ALWAYS void fetch(Ahead& ahead) {
+    for (int64_t i = 0; i < ahead.lines; ++i) __builtin_prefetch(ahead.at + 64 * i);
+    ahead.at += 64 * ahead.lines;
+  }
+};
+
+constexpr int64_t STRETCH = 32;  // steps between two of these times, where there are no groups
+
 struct Float32 {
   template <int R>
-  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     v16f acc[R][2] = {};
     for (int64_t k = 0; k < w.padded_in; ++k, b += 128) {
+      if (k % STRETCH == 0) Ahead::fetch(ahead);
       const v16f b0 = load<v16f>(b), b1 = load<v16f>(b + 64);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -148,12 +161,13 @@ struct Float32 {
 
 struct Bfloat16 {
   template <int R>
-  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     v16f acc[R][2] = {};
     for (int64_t k = 0; k < w.padded_in / 2; ++k, b += 128) {
+      if (k % STRETCH == 0) Ahead::fetch(ahead);
       const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -170,12 +184,13 @@ struct Bfloat16 {
 
 struct Int8 {
   template <int R>
-  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     v16f sum[R][2] = {};
     for (int64_t g = 0; g < rows.groups; ++g) {
+      Ahead::fetch(ahead);
       v16i acc[R][2];
       for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat_i(rows.sum[(row + r) * rows.groups + g]);
       for (int64_t k = 0; k < w.group / 4; ++k, b += 128, a += 4) {
@@ -203,13 +218,14 @@ struct Int8 {
 
 struct Int4 {
   template <int R>
-  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
+  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     const v16u low = splat_u(0x0f0f0f0fu);
     v16f sum[R][2] = {};
     for (int64_t g = 0; g < rows.groups; ++g) {
+      Ahead::fetch(ahead);
       v16i acc[R][2] = {};
       for (int64_t k = 0; k < w.group / 8; ++k, b += 128, a += 8) {
         const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
@@ -241,11 +257,11 @@ struct Int4 {
   }
 };
 
-using Tile = void (*)(const LinearCall&, const Rows&, int64_t row, int64_t panel);
+using Tile = void (*)(const LinearCall&, const Rows&, int64_t row, int64_t panel, Ahead ahead);
 
 template <typename K, int R>
-void tile_of(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel) {
-  K::template tile<R>(c, rows, row, panel);
+void tile_of(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
+  K::template tile<R>(c, rows, row, panel, ahead);
 }
 
 template <typename K, int R>
@@ -285,10 +301,15 @@ void multiply(const LinearCall& c, const Rows& rows, int64_t count, int thread, 
   const int64_t row_tiles = (count + highest - 1) / highest;
   const int64_t units = panels * row_tiles;
   const int64_t end = units * (thread + 1) / threads;
+  // One tile a panel reads weights as fast as they come, and a CPU sees that it goes straight on.
+  const int64_t times = w.group ? rows.groups : (w.panel_bytes / 128 + STRETCH - 1) / STRETCH;
+  const int64_t lines = row_tiles > 1 ? (w.panel_bytes / 64 + times * row_tiles - 1) / (times * row_tiles) : 0;
   for (int64_t unit = units * thread / threads; unit < end; ++unit) {
     const int64_t panel = unit / row_tiles, tile = unit % row_tiles;
     const int64_t first = count * tile / row_tiles, last = count * (tile + 1) / row_tiles;
-    tiles[last - first](c, rows, first, panel);
+    const bool more = panel + 1 < panels && (panel + 1) * row_tiles < end;
+    const Ahead ahead{w.data + (panel + 1) * w.panel_bytes + tile * lines * times * 64, more ? lines : 0};
+    tiles[last - first](c, rows, first, panel, ahead);
   }
 }
 
