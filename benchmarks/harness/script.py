@@ -146,4 +146,5 @@ def machine() -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+    """What JSON has; of a path its last part, as where it lies is the machine's."""
+    return value.name if isinstance(value, Path) else value
