@@ -1,8 +1,8 @@
-// What attention's sums are made of: elements of the cache, and what a query has seen of its keys so far.
+// What attention's sums are made of: tiles and partitions, and what a query has seen of its keys so far.
 #pragma once
 
 #include "attention.h"
-#include "simd.h"
+#include "elements.h"
 
 namespace TREADLE_NS {
 
@@ -14,18 +14,6 @@ constexpr int64_t TILE = 64;          // keys that are weighed together
 constexpr int64_t PARTITION = 512;    // keys that are summed before they are merged; a multiple of TILE
 constexpr int ROWS = TILE_ROWS;       // queries, of tokens and heads, that share the reading of a tile
 constexpr float NOTHING = -__builtin_inff();
-
-// How the cache's elements are multiplied: STEP of them in a lane.
-struct Floats {
-  static constexpr int STEP = 1, BYTES = 4;
-  ALWAYS v16f mac(v16f acc, v16u a, v16u b) { return fused(as_float(a), as_float(b), acc); }
-  ALWAYS void put(void* p, v16f x) { store(p, x); }
-};
-struct Halves {
-  static constexpr int STEP = 2, BYTES = 2;
-  ALWAYS v16f mac(v16f acc, v16u a, v16u b) { return dot_bf16(acc, a, b); }
-  ALWAYS void put(void* p, v16f x) { store_bf16((uint16_t*)p, x); }
-};
 
 // A query's state: what it has seen so far of its keys.
 struct Part {

@@ -310,15 +310,11 @@ struct Attention {
     for (int i = 0; i < LANES; ++i) {
       uint16_t half;
       std::memcpy(&half, stored + 2 * i, 2);
-      const uint32_t bits = (uint32_t)half << 16;
-      float value;
-      std::memcpy(&value, &bits, 4);
-      x[i] = value;
+      x[i] = from_bfloat16(half);
     }
 #endif
     return x;
   }
-
 
   template <int R>
   void rows_of(const Item& item, const Item* next, Part& total, float* memory) const {

@@ -6,8 +6,8 @@
 
 #include <omp.h>
 
+#include "elements.h"
 #include "scratch.h"
-#include "simd.h"
 
 namespace TREADLE_NS {
 
@@ -124,6 +124,12 @@ ALWAYS void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
   store_some(c.y + row * w.out + column, sum, left);
 }
 
+template <int R>
+ALWAYS void finish(const LinearCall& c, int64_t row, int64_t panel, const v16f (&sum)[R][2]) {
+  for (int r = 0; r < R; ++r)
+    for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
+}
+
 // Weights that are wanted soon: a share of the next panel, asked for bit by bit while this one is multiplied.
 struct Ahead {
   const uint8_t* at;
@@ -136,49 +142,25 @@ struct Ahead {
 
 constexpr int64_t STRETCH = 32;  // steps between two of these times, where there are no groups
 
-struct Float32 {
+template <typename E>
+struct Wide {
   template <int R>
   ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
-    v16f acc[R][2] = {};
-    for (int64_t k = 0; k < w.padded_in; ++k, b += 128) {
-      if (k % STRETCH == 0) Ahead::fetch(ahead);
-      const v16f b0 = load<v16f>(b), b1 = load<v16f>(b + 64);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const v16f x = as_float(splat_u(word_at(a + r * rows.stride + 4 * k)));
-        acc[r][0] = fused(x, b0, acc[r][0]);
-        acc[r][1] = fused(x, b1, acc[r][1]);
-      }
-    }
-    for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half)
-        finish(c, row + r, panel * PANEL + half * LANES, acc[r][half]);
-  }
-};
-
-struct Bfloat16 {
-  template <int R>
-  ALWAYS void tile(const LinearCall& c, const Rows& rows, int64_t row, int64_t panel, Ahead ahead) {
-    const Weight& w = *c.weight;
-    const uint8_t* b = w.data + panel * w.panel_bytes;
-    const uint8_t* a = rows.data + row * rows.stride;
-    v16f acc[R][2] = {};
-    for (int64_t k = 0; k < w.padded_in / 2; ++k, b += 128) {
+    v16f sum[R][2] = {};
+    for (int64_t k = 0; k < w.padded_in / E::STEP; ++k, b += 128) {
       if (k % STRETCH == 0) Ahead::fetch(ahead);
       const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const v16u x = splat_u(word_at(a + r * rows.stride + 4 * k));
-        acc[r][0] = dot_bf16(acc[r][0], x, b0);
-        acc[r][1] = dot_bf16(acc[r][1], x, b1);
+        sum[r][0] = E::mac(sum[r][0], x, b0);
+        sum[r][1] = E::mac(sum[r][1], x, b1);
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half)
-        finish(c, row + r, panel * PANEL + half * LANES, acc[r][half]);
+    finish<R>(c, row, panel, sum);
   }
 };
 
@@ -211,8 +193,7 @@ struct Int8 {
         sum[r][1] = fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]);
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
+    finish<R>(c, row, panel, sum);
   }
 };
 
@@ -252,8 +233,7 @@ struct Int4 {
         sum[r][1] = fused(least1, extent, fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]));
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
+    finish<R>(c, row, panel, sum);
   }
 };
 
@@ -282,8 +262,8 @@ constexpr int BYTE_ROWS = TILE_ROWS > 3 ? TILE_ROWS / 2 : TILE_ROWS;
 struct Table {
   Tile tiles[4][TILE_ROWS + 1] = {};
   Table() {
-    Tiles<Float32, TILE_ROWS>::fill(tiles[FLOAT32]);
-    Tiles<Bfloat16, TILE_ROWS>::fill(tiles[BFLOAT16]);
+    Tiles<Wide<Floats>, TILE_ROWS>::fill(tiles[FLOAT32]);
+    Tiles<Wide<Halves>, TILE_ROWS>::fill(tiles[BFLOAT16]);
     Tiles<Int8, BYTE_ROWS>::fill(tiles[INT8]);
     Tiles<Int4, BYTE_ROWS>::fill(tiles[INT4]);
   }

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "bfloat16.h"
+
 namespace treadle {
 
 namespace {
@@ -46,24 +48,7 @@ int64_t panel_bytes(Kind kind, int64_t padded_in, int64_t group) {
 
 float read(const void* data, Kind source, int64_t index) {
   if (source == FLOAT32) return ((const float*)data)[index];
-  const uint32_t bits = (uint32_t)((const uint16_t*)data)[index] << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-uint16_t bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 64);
-  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-float from_bf16(uint16_t half) {
-  const uint32_t bits = (uint32_t)half << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
+  return from_bfloat16(((const uint16_t*)data)[index]);
 }
 
 void pack_int8(Weight& w, const float* row, int64_t out, uint8_t* panel) {
@@ -94,8 +79,8 @@ inline int code_of(float x, float least, float inverse) {
 
 Fit fit_of(const float* x, int64_t count, float low, float high) {
   Fit fit{};
-  fit.scale = from_bf16(bf16((high - low) / 15.0f));
-  fit.least = from_bf16(bf16(low));
+  fit.scale = from_bfloat16(to_bfloat16((high - low) / 15.0f));
+  fit.least = from_bfloat16(to_bfloat16(low));
   const float inverse = fit.scale > 0 ? 1.0f / fit.scale : 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     const float off = fit.scale * (float)code_of(x[i], fit.least, inverse) + fit.least - x[i];
@@ -135,7 +120,7 @@ void pack_int4(Weight& w, const float* row, int64_t out, uint8_t* panel) {
       uint8_t& byte = at[(i / 8 * PANEL + column) * 4 + i % 4];
       byte = (uint8_t)(byte | (i % 8 < 4 ? q : q << 4));
     }
-    const uint32_t pair = (uint32_t)bf16(fit.scale) | (uint32_t)bf16(fit.least) << 16;
+    const uint32_t pair = (uint32_t)to_bfloat16(fit.scale) | (uint32_t)to_bfloat16(fit.least) << 16;
     std::memcpy(at + w.group / 2 * PANEL + column * 4, &pair, 4);
   }
 }
@@ -178,7 +163,7 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
           for (int64_t i = 0; i < in; ++i) ((float*)panel)[i * PANEL + column] = row[i];
         else if (kind == BFLOAT16)
           for (int64_t i = 0; i < in; ++i)
-            ((uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2] = bf16(row[i]);
+            ((uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2] = to_bfloat16(row[i]);
         else if (kind == INT8)
           pack_int8(*w, row, o, panel);
         else
@@ -198,7 +183,7 @@ void unpack(const Weight& w, float* out) {
       if (w.kind == FLOAT32)
         value = ((const float*)panel)[i * PANEL + column];
       else if (w.kind == BFLOAT16)
-        value = from_bf16(((const uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2]);
+        value = from_bfloat16(((const uint16_t*)panel)[(i / 2 * PANEL + column) * 2 + i % 2]);
       else if (w.kind == INT8) {
         const uint8_t* at = panel + i / w.group * group_bytes;
         const int64_t j = i % w.group;
@@ -212,7 +197,7 @@ void unpack(const Weight& w, float* out) {
         uint32_t pair;
         std::memcpy(&pair, at + w.group / 2 * PANEL + column * 4, 4);
         const int q = j % 8 < 4 ? byte & 15 : byte >> 4;
-        value = from_bf16((uint16_t)pair) * q + from_bf16((uint16_t)(pair >> 16));
+        value = from_bfloat16((uint16_t)pair) * q + from_bfloat16((uint16_t)(pair >> 16));
       }
     }
   }

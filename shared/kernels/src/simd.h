@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bfloat16.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -175,20 +177,13 @@ ALWAYS v16f exp_of(v16f x) {
   return choose(tiny, splat(0.0f), p * scale);
 }
 
-ALWAYS uint16_t bf16_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 64);  // NaN stays one
-  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Sixteen bfloat16 values to memory, rounded to nearest, ties to even.
 ALWAYS void store_bf16(uint16_t* p, v16f x) {
 #if defined(TREADLE_AVX512)
   const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
   std::memcpy(p, &half, 32);
 #else
-  for (int i = 0; i < LANES; ++i) p[i] = bf16_of(x[i]);
+  for (int i = 0; i < LANES; ++i) p[i] = treadle::to_bfloat16(x[i]);
 #endif
 }
 

@@ -85,12 +85,7 @@ class Linear(nn.Module):
         """
         if self._kernel is not None:
             return self._kernel(x, norm, gated, residual)
-        if norm is not None:
-            x = norm(x)
-        if gated:
-            gates_TI, values_TI = x.chunk(2, dim=-1)
-            x = silu(gates_TI) * values_TI
-        y_TO = self._product(x)
+        y_TO = self._product(prologued(x, norm, gated))
         return y_TO if residual is None else residual + y_TO
 
     def _product(self, x_TI: Tensor) -> Tensor:
@@ -178,6 +173,16 @@ class RMSNorm(nn.Module):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(x.dtype)
+
+
+def prologued(x: Tensor, norm: RMSNorm | None, gated: bool) -> Tensor:
+    """What `Linear.forward` multiplies: [T, I], normed, or gated from [T, 2 I]."""
+    if norm is not None:
+        x = norm(x)
+    if not gated:
+        return x
+    gates_TI, values_TI = x.chunk(2, dim=-1)
+    return silu(gates_TI) * values_TI
 
 
 def silu(x: Tensor) -> Tensor:

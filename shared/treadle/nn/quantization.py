@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.nn.linear import RMSNorm, pad_rows, silu
+from treadle.nn.linear import RMSNorm, pad_rows, prologued
 
 GROUP_SIZES = {"int8": 64, "int4": 32}
 """Inputs that share a scale, of a row and of an output's weights."""
 _INT4_GROUP = GROUP_SIZES["int4"]
-QUANTIZATIONS = ("int8", "int4")
 _CUTS = (0.03, 0.06, 0.1)
 """Shares of a group's range that are cut off at either end, to see whether the rest is met better."""
 
@@ -111,11 +110,7 @@ class QuantizedLinear:
 
     def __call__(self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None) -> Tensor:
         """See `Kernel`."""
-        if norm is not None:
-            x = norm(x)
-        if gated:
-            gates_TI, values_TI = x.chunk(2, dim=-1)
-            x = silu(gates_TI) * values_TI
+        x = prologued(x, norm, gated)
         rows = x.shape[0]
         y = F.linear(pad_rows(self._rounded(x.float()), 8), self._weight_OI, self._bias_O)[:rows].to(x.dtype)
         return y if residual is None else residual + y
