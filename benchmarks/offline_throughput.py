@@ -7,8 +7,6 @@ both are in the raw file, with each form's share of the roofline.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 from typing import NamedTuple
 
 from harness import models, roofline
@@ -16,7 +14,7 @@ from harness.engine import EngineProcess, Name
 from harness.prompts import cut
 from harness.rows import against
 from harness.script import Record, run
-from harness.turns import alternate, median
+from harness.turns import median, paces
 
 
 class Load(NamedTuple):
@@ -40,9 +38,7 @@ def measure(record: Record) -> None:
     options = record.options
     loads = QUICK if options.quick else LOADS
     wanted: list[tuple[Name, str]] = [*(("treadle", dtype) for dtype in options.dtypes), ("vllm", "bf16")]
-    with contextlib.ExitStack() as stack:
-        entered = [stack.enter_context(record.engine(name, dtype)) for name, dtype in wanted]
-        engines = [engine for engine in entered if engine]
+    with record.engines(wanted) as engines:
         for load in loads:
             for engine in engines:
                 engine.generate(cut("warm-up", load.requests, load.prompt), load.new)
@@ -59,13 +55,13 @@ def _compare(record: Record, engines: list[EngineProcess], load: Load, limit: ro
     def once(engine: EngineProcess, turn: int) -> float:
         return engine.generate(cut(turn, load.requests, load.prompt), load.new).output_per_s
 
-    paces = alternate({e.label: functools.partial(once, e) for e in engines}, record.options.runs)
-    record.runs[str(load)] = paces
-    peer = median(paces, "vllm bf16", "tok/s")
+    readings = paces(engines, once, record.options.runs)
+    record.runs[str(load)] = readings
+    peer = median(readings, "vllm bf16", "tok/s")
     tokens = load.requests * (load.prompt + load.new - 1)
     work = roofline.operations(models.folder(), tokens=tokens, outputs=load.requests * load.new)
     for dtype in record.options.dtypes:
-        ours = median(paces, f"treadle {dtype}", "tok/s")
+        ours = median(readings, f"treadle {dtype}", "tok/s")
         if ours is not None:
             share = limit.share(dtype, work, load.requests * load.new / ours)
             record.note(f"treadle {dtype}: {share:.0%} of the roofline")

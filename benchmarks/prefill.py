@@ -6,14 +6,12 @@ One prompt and one new token: the pace is the prompt's tokens over the time to t
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 
 from harness.engine import EngineProcess, Name
 from harness.prompts import cut
 from harness.rows import against
 from harness.script import Record, run
-from harness.turns import alternate, median
+from harness.turns import median, paces
 
 PROMPT = 256
 TARGETS = {"bf16": ">= 1.4", "int8": ">= 2.0"}
@@ -27,20 +25,18 @@ def measure(record: Record) -> None:
         *(("treadle", dtype) for dtype in options.dtypes),
         ("transformers", "bf16"),
     ]
-    with contextlib.ExitStack() as stack:
-        entered = [stack.enter_context(record.engine(name, dtype)) for name, dtype in wanted]
-        engines = [engine for engine in entered if engine]
+    with record.engines(wanted) as engines:
 
         def once(engine: EngineProcess, turn: int | str) -> float:
             return each * PROMPT / engine.generate(cut(turn, each, PROMPT), 1, "one").wall_s
 
         for engine in engines:
             once(engine, "warm-up")
-        paces = alternate({e.label: functools.partial(once, e) for e in engines}, options.runs)
-    record.runs["prefill_per_s"] = paces
-    peer = median(paces, "transformers bf16", "tok/s")
+        readings = paces(engines, once, options.runs)
+    record.runs["prefill_per_s"] = readings
+    peer = median(readings, "transformers bf16", "tok/s")
     for dtype in options.dtypes:
-        ours = median(paces, f"treadle {dtype}", "tok/s")
+        ours = median(readings, f"treadle {dtype}", "tok/s")
         if dtype in TARGETS:
             name = f"prefill of {PROMPT} tok/s, {dtype} vs transformers bf16"
             record.add(against(name, ours, peer, TARGETS[dtype]))

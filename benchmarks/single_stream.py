@@ -6,14 +6,12 @@ A prompt of 32 tokens and 128 new ones; the pace is that of the tokens after the
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 
 from harness.engine import EngineProcess, Name
 from harness.prompts import cut
 from harness.rows import against
 from harness.script import Record, run
-from harness.turns import alternate, median
+from harness.turns import median, paces
 
 PROMPT, NEW, QUICK_NEW = 32, 128, 24
 TARGETS = {"int4": ">= 1.3"}
@@ -24,20 +22,18 @@ def measure(record: Record) -> None:
     options = record.options
     new = QUICK_NEW if options.quick else NEW
     wanted: list[tuple[Name, str]] = [*(("treadle", dtype) for dtype in options.dtypes), ("llamacpp", "q4_1")]
-    with contextlib.ExitStack() as stack:
-        entered = [stack.enter_context(record.engine(n, d, ("--max-num-seqs", "1"))) for n, d in wanted]
-        engines = [engine for engine in entered if engine]
+    with record.engines(wanted, ("--max-num-seqs", "1")) as engines:
 
         def once(engine: EngineProcess, turn: int | str) -> float:
             return engine.generate(cut(turn, 1, PROMPT), new).decode_per_s
 
         for engine in engines:
             once(engine, "warm-up")
-        paces = alternate({e.label: functools.partial(once, e) for e in engines}, options.runs)
-    record.runs["decode_per_s"] = paces
-    peer = median(paces, "llamacpp q4_1", "tok/s")
+        readings = paces(engines, once, options.runs)
+    record.runs["decode_per_s"] = readings
+    peer = median(readings, "llamacpp q4_1", "tok/s")
     for dtype in options.dtypes:
-        ours = median(paces, f"treadle {dtype}", "tok/s")
+        ours = median(readings, f"treadle {dtype}", "tok/s")
         if dtype in TARGETS:
             record.add(against(f"one stream tok/s, {dtype} vs llama.cpp Q4_1", ours, peer, TARGETS[dtype]))
 

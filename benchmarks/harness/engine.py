@@ -48,6 +48,28 @@ class Generation:
         return (self.output_tokens[0] - 1) / (last - first)
 
 
+def log_of(name: str) -> Path:
+    """Where a process writes what it has to say beside its answers."""
+    log = MODELS / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log
+
+
+def spawn(name: Name, command: Sequence[str], log: Path, *, is_heard: bool = True) -> subprocess.Popen[str]:
+    """Starts an engine or a server in a group of its own; not `is_heard`: what it prints goes to its log."""
+    with log.open("w") as errors:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if is_heard else errors,
+            stderr=errors,
+            text=True,
+            cwd=BENCHMARKS,
+            env=os.environ | engine_environment(name),
+            start_new_session=True,
+        )
+
+
 class EngineProcess:
     """A loaded engine. Between its calls it is stopped (SIGSTOP): a thread that spins takes nobody's core."""
 
@@ -56,24 +78,13 @@ class EngineProcess:
         self.label = f"{name} {dtype}"
         interpreter = Path(sys.executable) if name == "treadle" else python(name)
         model = models.gguf() if name == "llamacpp" else models.folder()
-        log = MODELS / "logs" / f"{name}-{dtype}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log = log
-        with log.open("w") as errors:
-            self._process = subprocess.Popen(
-                [
-                    str(interpreter),
-                    *("-m", f"engines.{name}_engine"),
-                    *("--model", str(model), "--dtype", dtype, *options),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                cwd=BENCHMARKS,
-                env=os.environ | engine_environment(name),
-                start_new_session=True,
-            )
+        self._log = log_of(f"{name}-{dtype}")
+        command = [
+            str(interpreter),
+            *("-m", f"engines.{name}_engine"),
+            *("--model", str(model), "--dtype", dtype, *options),
+        ]
+        self._process = spawn(name, command, self._log)
         try:
             self.ready: dict[str, Any] = self._hear()["ready"]
             self._signal(signal.SIGSTOP)

@@ -63,6 +63,15 @@ class Record:
         with process:
             yield process
 
+    @contextlib.contextmanager
+    def engines(
+        self, wanted: Sequence[tuple[Name, str]], options: Sequence[str] = ()
+    ) -> Iterator[list[EngineProcess]]:
+        """Those of the engines that could be loaded, each a name and a dtype."""
+        with contextlib.ExitStack() as stack:
+            entered = [stack.enter_context(self.engine(name, dtype, options)) for name, dtype in wanted]
+            yield [engine for engine in entered if engine]
+
     def write(self) -> Path:
         """Writes `raw/NAME.json` with everything that was read."""
         path = results(quick=self.options.quick) / "raw" / f"{self.name}.json"

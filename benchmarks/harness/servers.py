@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from harness import completions, models
-from harness.engine import engine_environment
-from harness.places import BENCHMARKS, MODELS, environment
+from harness.engine import log_of, spawn
+from harness.places import environment
 from treadle.local.ports import free_ports
 
 PeerName = Literal["vllm", "llamacpp"]
@@ -61,20 +61,8 @@ def peer(name: PeerName) -> Iterator[PeerServer]:
     """A server that is ready; raises MissingPeer without an environment, RuntimeError where it fails."""
     (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
-    log = MODELS / "logs" / f"{name}-server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = _command(name, address)
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if name == "llamacpp" else errors,
-            stderr=errors,
-            text=True,
-            cwd=BENCHMARKS,
-            env=os.environ | engine_environment(name),
-            start_new_session=True,
-        )
+    log = log_of(f"{name}-server")
+    process = spawn(name, _command(name, address), log, is_heard=name == "llamacpp")
     try:
         if process.stdout is not None:
             address = process.stdout.readline().strip().removeprefix("http://")

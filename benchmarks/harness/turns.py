@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from harness.engine import EngineProcess
 from harness.script import console
 
 _T = TypeVar("_T")
@@ -18,6 +20,13 @@ def alternate(contenders: Mapping[str, Callable[[int], _T]], turns: int) -> dict
         for name, measure in contenders.items():
             readings[name].append(measure(turn))
     return readings
+
+
+def paces(
+    engines: Sequence[EngineProcess], once: Callable[[EngineProcess, int], float], turns: int
+) -> dict[str, list[float]]:
+    """Each engine's readings by its label; `once` is given the engine and the number of the turn."""
+    return alternate({engine.label: functools.partial(once, engine) for engine in engines}, turns)
 
 
 def median(readings: Mapping[str, list[float]], name: str, unit: str) -> float | None:
