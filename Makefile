@@ -10,7 +10,7 @@ KERNELS := $(wildcard shared/kernels/*.* shared/kernels/src/* shared/kernels/tre
 PEERS := benchmarks/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev proto format lint test test-fast demo serve bench bench-peers images compose-demo clean
+.PHONY: help install install-dev proto format lint test test-fast test-cuda demo serve bench bench-peers images compose-demo clean
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ test: $(VENV)/.installed-dev ## run every test
 
 test-fast: $(VENV)/.installed-dev ## run the tests but those marked slow
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-cuda: $(VENV)/.installed-dev ## run what needs a GPU
+	$(BIN)/python -m pytest --timeout 900 tests/cuda
 
 lint: $(VENV)/.installed-dev ## ruff, mypy, import-linter, stubs without a difference
 	$(BIN)/ruff check

@@ -15,7 +15,7 @@ from harness.trace import Arrival
 
 GAP_S = 0.25
 """The longest p99 gap between tokens with which an answer counts as good."""
-_DRAIN_S = 30.0
+DRAIN_S = 30.0
 """With half of the replay's time: what has not ended so long after the last arrival has failed."""
 
 
@@ -55,7 +55,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share / 100 * len(values)) - 1)]
 
 
-async def replay(target: Target, arrivals: Sequence[Arrival], text: Path) -> list[Outcome]:
+async def replay(
+    target: Target, arrivals: Sequence[Arrival], text: Path, *, drain_s: float = DRAIN_S
+) -> list[Outcome]:
     """An open loop: nobody waits for anybody. Prompts are cut out of the text, another for every arrival."""
     prompts = [cut(f"replay-{index}", 1, one.prompt_tokens, text)[0] for index, one in enumerate(arrivals)]
     outcomes = [Outcome(one.at_s, one.prompt_tokens, one.new_tokens) for one in arrivals]
@@ -65,7 +67,7 @@ async def replay(target: Target, arrivals: Sequence[Arrival], text: Path) -> lis
         for outcome, prompt in zip(outcomes, prompts, strict=True)
     ]
     last = arrivals[-1].at_s
-    _, late = await asyncio.wait(tasks, timeout=last + last / 2 + _DRAIN_S)
+    _, late = await asyncio.wait(tasks, timeout=last + last / 2 + drain_s)
     for task in late:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -86,9 +88,9 @@ async def _one(target: Target, outcome: Outcome, prompt: list[int], started: flo
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, object]:
-    """What a replay came to. Rates are over the time from the first arrival to the last end."""
+    """What a replay came to. Rates are over the time from the first arrival to the last end, or token."""
     ended = [one for one in outcomes if one.end_s is not None]
-    window = max([outcomes[-1].at_s, *(one.end_s or 0.0 for one in ended)])
+    window = max(outcomes[-1].at_s, *(one.end_s or max(one.times_s, default=0.0) for one in outcomes), 1e-9)
     firsts = [one.times_s[0] - one.at_s for one in outcomes if one.times_s]
     gaps = [gap for one in outcomes for gap in one.gaps_s]
     return {

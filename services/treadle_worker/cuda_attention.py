@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from treadle.nn.attention import heads_of
@@ -58,15 +59,21 @@ class CudaAttention:
 
     def __init__(self, cache: CudaKVCache, positions_T: Tensor, slots_T: Tensor, attend: Attend) -> None:
         self._cache, self._slots_T, self._attend = cache, slots_T, attend
-        self._cos, self._sin = cache.rotary.at(positions_T)
+        cos, sin = cache.rotary.at(positions_T)
+        self._cos_TD, self._sin_TD = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
     def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
         """[T, H D]."""
         config = self._cache.config
-        q_THD, k_TKD, v_TKD = heads_of(qkv_TX, config, self._cos, self._sin, q_norm, k_norm)
+        q_THD, k_TKD, v_TKD = heads_of(qkv_TX, config, self._turn, q_norm, k_norm)
         self._cache.write(layer, self._slots_T, k_TKD, v_TKD)
         mixed_THD = self._attend(layer, q_THD.to(self._cache.keys.dtype))
         return mixed_THD.flatten(1).to(qkv_TX.dtype)
+
+    def _turn(self, x_THD: Tensor) -> Tensor:
+        """`treadle.nn.rope.rotate`, in half as many launches."""
+        halves = x_THD.roll(x_THD.shape[-1] // 2, -1)
+        return torch.addcmul(x_THD * self._cos_TD, halves, self._sin_TD).to(x_THD.dtype)
 
 
 def begin_cuda_step(cache: CudaKVCache, chunks: Sequence[ScheduledChunk]) -> CudaAttention:

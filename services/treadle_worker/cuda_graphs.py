@@ -21,6 +21,7 @@ from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.cuda_attention import CudaAttention, RowAttention, clear_opened
 from treadle_worker.cuda_kv_cache import CudaKVCache
+from treadle_worker.cuda_memory import drop_workspaces
 from treadle_worker.cuda_sdpa import MAX_KEYS
 from treadle_worker.cuda_step import HostRows, RowBuffers, num_blocks
 
@@ -40,23 +41,29 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """With torch.cuda.CUDAGraph. The graphs share one pool of memory: no two run at once."""
+    """With torch.cuda.CUDAGraph. The graphs share one pool of memory: no two run at once.
+
+    So is cuBLAS's workspace taken from the pool, anew for each: it keeps one for every stream, which a graph
+    would read long after somebody has let go of it.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Callable[[], Tensor]) -> Replay:
         """See `Capture`; before, it runs on a stream of its own, for libraries to make what they keep."""
-        current = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        current = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
             for _ in range(2):
                 compute()
-        current.wait_stream(self._stream)
+        current.wait_stream(self.stream)
+        drop_workspaces(self.stream.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
             out = compute()
+        drop_workspaces(self.stream.device)
 
         def replay() -> Tensor:
             graph.replay()

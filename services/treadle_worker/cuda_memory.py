@@ -56,8 +56,14 @@ class MemoryWatch:
 
 
 def release(device: torch.device) -> None:
-    """Gives back what nothing refers to any more."""
+    """Gives back what nothing refers to any more, and what cuBLAS keeps for each stream."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        drop_workspaces(device)
         torch.cuda.empty_cache()
+
+
+def drop_workspaces(device: torch.device) -> None:
+    """Frees what cuBLAS keeps for each stream that it was called on; it takes it anew where it needs it."""
+    torch.cuda.synchronize(device)
+    torch._C._cuda_clearCublasWorkspaces()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -33,13 +34,14 @@ def activation_bytes(
     max_rows: int,
     max_num_batched_tokens: int,
     max_model_len: int,
-    graphs: bool,
+    graphs: AbstractContextManager[object] | None,
     measure: Measure = extra_bytes,
 ) -> int:
     """Bytes, as `measure` finds them for one step. `max_rows`: single tokens of a step, drafts included.
 
-    The runner's cache may be of one block: every table repeats it. Graphs keep what a step of single tokens
-    takes in a pool of their own, so both are added up.
+    The runner's cache may be of one block: every table repeats it. `graphs` makes current the stream on which
+    they are captured, if there are any: they keep what a step of single tokens takes in a pool of their own,
+    and libraries what they need a stream, so both are added up.
     """
     sampler, device = Sampler(), runner.device
     params = SamplingParams(temperature=1.0, top_p=0.9, logprobs=1, max_new_tokens=1)
@@ -51,8 +53,11 @@ def activation_bytes(
     lengths = largest_step(max_num_seqs, max_num_batched_tokens, max_model_len)
     prompts = [_at_the_end(length, max_model_len, block_size) for length in lengths]
     tokens = [_at_the_end(1, max_model_len, block_size)] * max_rows
-    taken = [measure(device, partial(run, chunks)) for chunks in (prompts, tokens)]
-    return sum(taken) if graphs else max(taken)
+    of_prompts = measure(device, partial(run, prompts))
+    if graphs is None:
+        return max(of_prompts, measure(device, partial(run, tokens)))
+    with graphs:
+        return of_prompts + measure(device, partial(run, tokens))
 
 
 def largest_step(max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> list[int]:

@@ -53,7 +53,7 @@ class SdpaBackend:
 
         def planned(sent: Tensor) -> Attend:
             groups = {
-                window: [one.ready(sent, window, cache.block_size, group_size) for one in each]
+                window: [one.ready(sent, window, cache, group_size) for one in each]
                 for window, each in staged.items()
             }
 
@@ -142,13 +142,14 @@ class _Staged:
     starts: slice
     first_keys: slice
 
-    def ready(self, sent: Tensor, window: int | None, block_size: int, group_size: int) -> _Group:
+    def ready(self, sent: Tensor, window: int | None, cache: CudaKVCache, group_size: int) -> _Group:
         tables_Sn = sent[self.tables].view(self.num_pieces, -1)
         mask = None
         if not self.causal:
             queries_SQ = sent[self.starts, None] + torch.arange(self.num_queries, device=sent.device)
-            keys = torch.arange(tables_Sn.shape[1] * block_size, device=sent.device)
-            mask = _mask(queries_SQ, sent[self.first_keys, None] + keys, window, group_size)
+            keys = torch.arange(tables_Sn.shape[1] * cache.block_size, device=sent.device)
+            keys_SL = sent[self.first_keys, None] + keys
+            mask = _mask(queries_SQ, keys_SL, window, group_size, cache.keys.dtype)
         return _Group(sent[self.rows], tables_Sn, self.num_queries, mask)
 
 
@@ -178,7 +179,7 @@ class _Group:
     tables_Sn: Tensor
     num_queries: int
     mask: Tensor | None
-    """[S, 1, Q G, L], True where a query sees a key; None: causal, as many keys as queries."""
+    """[S, 1, Q G, L], see `_mask`; None: causal, as many keys as queries."""
 
     def attend(self, layer: int, q_THD: Tensor, cache: CudaKVCache, out_THD: Tensor) -> None:
         """Reads and fills the rows of the group."""
@@ -213,7 +214,7 @@ class SdpaRows:
         group_size = config.num_attention_heads // config.num_key_value_heads
         keys = torch.arange(buffers.tables_Rn.shape[1] * cache.block_size, device=buffers.flat.device)
         masks = {
-            window: _mask(buffers.positions_R[:, None], keys[None], window, group_size)
+            window: _mask(buffers.positions_R[:, None], keys[None], window, group_size, cache.keys.dtype)
             for window in dict.fromkeys(config.sliding_windows)
         }
 
@@ -225,13 +226,17 @@ class SdpaRows:
         return attend
 
 
-def _mask(queries_SQ: Tensor, keys_SL: Tensor, window: int | None, group_size: int) -> Tensor:
-    """[S, 1, Q G, L], True where a query's position sees a key's."""
+def _mask(
+    queries_SQ: Tensor, keys_SL: Tensor, window: int | None, group_size: int, dtype: torch.dtype
+) -> Tensor:
+    """[S, 1, Q G, L], 0 where a query sees a key, by their positions, else -inf: what torch makes of a mask
+    of booleans, layer by layer."""
     queries, keys = queries_SQ[:, :, None], keys_SL[:, None]
     seen_SQL = keys <= queries
     if window is not None:
         seen_SQL &= keys > queries - window
-    return seen_SQL.repeat_interleave(group_size, dim=1).unsqueeze(1)
+    mask_SQL = torch.zeros_like(seen_SQL, dtype=dtype).masked_fill_(~seen_SQL, -torch.inf)
+    return mask_SQL.repeat_interleave(group_size, dim=1).unsqueeze(1)
 
 
 def _attend_masked(q_SQHD: Tensor, k_SKLD: Tensor, v_SKLD: Tensor, mask: Tensor) -> Tensor:

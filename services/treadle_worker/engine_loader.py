@@ -56,11 +56,15 @@ def load_engine(start: EngineStart) -> Engine:
     )
     context = model.config.max_position_embeddings
     max_model_len = min(start.max_model_len or context, context)
-    activations = _activation_bytes(start, model, plan, max_model_len) if device.type == "cuda" else 0
+    has_graphs = device.type == "cuda" and plan.backend is not None and not start.enforce_eager
+    capture = CudaCapture(device) if has_graphs else None
+    activations = 0
+    if device.type == "cuda":
+        activations = _activation_bytes(start, model, plan, max_model_len, capture)
     num_blocks = choose_num_blocks(start, plan, activations)
     runner = ModelRunner(model, plan.build(num_blocks))
-    if _has_graphs(start, plan):
-        runner.graphs = capture_graphs(start, runner, max_model_len, CudaCapture(device))
+    if capture is not None:
+        runner.graphs = capture_graphs(start, runner, max_model_len, capture)
     _log.info(
         "the cache is there",
         extra={
@@ -91,12 +95,12 @@ def load_engine(start: EngineStart) -> Engine:
     )
 
 
-def _has_graphs(start: EngineStart, plan: CachePlan) -> bool:
-    return plan.device.type == "cuda" and plan.backend is not None and not start.enforce_eager
-
-
 def _activation_bytes(
-    start: EngineStart, model: LlamaForCausalLM, plan: CachePlan, max_model_len: int
+    start: EngineStart,
+    model: LlamaForCausalLM,
+    plan: CachePlan,
+    max_model_len: int,
+    capture: CudaCapture | None,
 ) -> int:
     """Measured with a cache of one block, which is gone afterwards."""
     runner = ModelRunner(model, plan.build(1))
@@ -107,7 +111,7 @@ def _activation_bytes(
             max_rows=_max_rows(start),
             max_num_batched_tokens=start.max_num_batched_tokens,
             max_model_len=max_model_len,
-            graphs=_has_graphs(start, plan),
+            graphs=None if capture is None else torch.cuda.stream(capture.stream),
         )
     except torch.OutOfMemoryError as error:
         raise MemoryError(

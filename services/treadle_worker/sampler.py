@@ -124,7 +124,8 @@ def _best(logits_RV: torch.Tensor) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         high, low = x_RV[np.arange(len(x_RV)), token], x_RV.min(axis=1)
     else:
         value, index = logits_RV.max(dim=1)
-        token, high, low = index.cpu().numpy(), value.cpu().numpy(), logits_RV.amin(dim=1).cpu().numpy()
+        found_3R = torch.stack((value.double(), logits_RV.amin(dim=1).double(), index.double())).cpu().numpy()
+        high, low, token = found_3R[0], found_3R[1], found_3R[2].astype(np.int64)
     best: Int64Array = np.where(high > -np.inf, token, -1)
     return best, np.isfinite(high) & np.isfinite(low)
 

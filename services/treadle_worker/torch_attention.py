@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from treadle.nn.attention import heads_of
 from treadle.nn.linear import RMSNorm
+from treadle.nn.rope import rotate
 from treadle_worker.batch import ScheduledChunk, opened_blocks
 from treadle_worker.torch_kv_cache import LayerCache, TorchKVCache
 
@@ -43,7 +45,8 @@ class TorchAttention:
         tables = [torch.tensor(chunk.block_table, dtype=torch.int64) for chunk in chunks]
         positions = [torch.arange(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
         positions_T = torch.cat(positions).to(device)
-        self._cos, self._sin = cache.rotary.at(positions_T)
+        cos, sin = cache.rotary.at(positions_T)
+        self._turn = partial(rotate, cos=cos, sin=sin)
         blocks_T = torch.cat([table[place // size] for table, place in zip(tables, positions, strict=True)])
         self._blocks_T, self._offsets_T = blocks_T.to(device), positions_T % size
         cache.clear(torch.tensor(opened_blocks(chunks, size), dtype=torch.int64, device=device))
@@ -67,7 +70,7 @@ class TorchAttention:
 
     def __call__(self, layer: int, qkv_TX: Tensor, q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> Tensor:
         """[T, H D]."""
-        q_THD, k_TKD, v_TKD = heads_of(qkv_TX, self._config, self._cos, self._sin, q_norm, k_norm)
+        q_THD, k_TKD, v_TKD = heads_of(qkv_TX, self._config, self._turn, q_norm, k_norm)
         return self.attend(layer, q_THD, k_TKD, v_TKD).flatten(1)
 
     def attend(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:

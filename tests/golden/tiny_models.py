@@ -45,10 +45,12 @@ KINDS: dict[str, tuple[str, dict[str, object]]] = {
 Name: class prefix in transformers, and what differs from the small configuration."""
 
 
-def make(kind: str, folder: Path, seed: int, *, max_shard_size: str = "5GB") -> PreTrainedModel:
-    """A random model of that kind, saved into `folder`; float32, eager attention."""
+def make(
+    kind: str, folder: Path, seed: int, *, max_shard_size: str = "5GB", **sizes: object
+) -> PreTrainedModel:
+    """A random model of that kind, saved into `folder`; float32, eager attention. `sizes` are other ones."""
     prefix, changes = KINDS[kind]
-    config = getattr(transformers, f"{prefix}Config")(**(_SMALL | changes))
+    config = getattr(transformers, f"{prefix}Config")(**(_SMALL | changes | sizes))
     config._attn_implementation = "eager"
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(seed)

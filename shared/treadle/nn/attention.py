@@ -6,13 +6,13 @@ D: size of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
 from treadle.models.config import ModelConfig
 from treadle.nn.linear import RMSNorm
-from treadle.nn.rope import rotate
 
 
 class Attention(Protocol):
@@ -31,14 +31,19 @@ class Attention(Protocol):
 def heads_of(
     qkv_TX: Tensor,
     config: ModelConfig,
-    cos: Tensor,
-    sin: Tensor,
+    turn: Callable[[Tensor], Tensor],
     q_norm: RMSNorm | None,
     k_norm: RMSNorm | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [T, H, D] and keys [T, K, D], normed and turned, and values [T, K, D], in torch."""
+    """Queries [T, H, D] and keys [T, K, D], normed and turned, and values [T, K, D], in torch.
+
+    `turn` rotates any heads [T, …, D] by their tokens' positions.
+    """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    q_THD, k_TKD, v_TKD = qkv_TX.unflatten(-1, (-1, config.head_dim)).split((heads, kv_heads, kv_heads), 1)
+    heads_TXD = qkv_TX.unflatten(-1, (-1, config.head_dim))
+    turned_TXD, v_TKD = heads_TXD[:, : heads + kv_heads], heads_TXD[:, heads + kv_heads :]
     if q_norm is not None and k_norm is not None:
-        q_THD, k_TKD = q_norm(q_THD), k_norm(k_TKD)
-    return rotate(q_THD, cos, sin), rotate(k_TKD, cos, sin), v_TKD
+        q_THD, k_TKD = turned_TXD.split((heads, kv_heads), 1)
+        return turn(q_norm(q_THD)), turn(k_norm(k_TKD)), v_TKD
+    q_THD, k_TKD = turn(turned_TXD).split((heads, kv_heads), 1)
+    return q_THD, k_TKD, v_TKD

@@ -53,6 +53,6 @@ class RotaryEmbedding:
 
 
 def rotate(x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + D/2) of a head by its position's angle, in float32."""
-    first, second = x_THD.float().chunk(2, dim=-1)
+    """Turns each pair (i, i + D/2) of a head by its position's angle, in float32, as the angles are."""
+    first, second = x_THD.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_THD.dtype)
