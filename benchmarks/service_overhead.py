@@ -2,7 +2,8 @@
 
 The same prompts go to the whole suite over gRPC (its client on the same cores) and to the engine alone, in
 turns. CPU is that of every process of the suite but the engine, Valkey's included, over the output tokens.
-The first token's delay is the difference of medians at rest, one request at a time.
+The first token's delay is the difference of medians at rest: one request at a time, each after a pause, for
+the engine, too. A processor that has slept for a tenth of a second has lost its caches.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _median_first_ms(readings: Sequence[Reading]) -> float | None:
 
 
 def _engine_turn(engine: EngineProcess, load: list[list[int]], single: list[list[int]], new: int) -> Reading:
-    firsts = [one for one in engine.generate(single, 1, "one").first_token_s if one is not None]
+    firsts = [one for one in engine.generate(single, 1, "one", pause_s=_PAUSE_S).first_token_s if one is not None]
     return Reading(engine.generate(load, new).output_per_s, firsts)
 
 

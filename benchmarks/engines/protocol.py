@@ -2,8 +2,8 @@
 
 An engine's script runs in that engine's own environment and knows nothing of Treadle's, so this file needs
 the standard library alone. The script loads its model once, says `{"ready": …}`, and answers every
-`{"prompts": [[ids]], "max_new_tokens": n, "mode": "batch"}` with a `Generation`, until its input ends.
-Decoding is greedy and goes past the end of text, so every prompt gets exactly `max_new_tokens`.
+`{"prompts": [[ids]], "max_new_tokens": n, "mode": "batch", "pause_s": 0}` with a `Generation`, until its
+input ends. Decoding is greedy and goes past the end of text, so every prompt gets exactly `max_new_tokens`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol, TextIO
 
 Mode = Literal["batch", "one"]
-"""All prompts at once, or one after another."""
+"""All prompts at once, or one after another, each after a pause."""
 
 
 @dataclass
@@ -72,20 +72,23 @@ def serve(load: Callable[[], Engine]) -> None:
     for line in sys.stdin:
         call = json.loads(line)
         try:
-            answer = _run(engine, call["prompts"], call["max_new_tokens"], call["mode"])
+            answer = _run(engine, call["prompts"], call["max_new_tokens"], call["mode"], call["pause_s"])
         except Exception as error:
             _say(answers, {"error": f"{type(error).__name__}: {error}"})
             raise SystemExit(1) from error
         _say(answers, asdict(answer))
 
 
-def _run(engine: Engine, prompts: list[list[int]], max_new_tokens: int, mode: Mode) -> Generation:
+def _run(
+    engine: Engine, prompts: list[list[int]], max_new_tokens: int, mode: Mode, pause_s: float
+) -> Generation:
     started = time.perf_counter()
     if mode == "batch":
         total = engine.generate(prompts, max_new_tokens)
     else:
         total = Generation()
         for prompt in prompts:
+            time.sleep(pause_s)
             one = engine.generate([prompt], max_new_tokens)
             total.first_token_s += one.first_token_s
             total.last_token_s += one.last_token_s

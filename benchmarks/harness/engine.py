@@ -93,12 +93,22 @@ class EngineProcess:
             raise
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, mode: Literal["batch", "one"] = "batch"
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        mode: Literal["batch", "one"] = "batch",
+        *,
+        pause_s: float = 0.0,
     ) -> Generation:
         """One call, greedy and past the end of text; raises EngineFailed."""
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        call = {"prompts": [list(ids) for ids in prompts], "max_new_tokens": max_new_tokens, "mode": mode}
+        call = {
+            "prompts": [list(ids) for ids in prompts],
+            "max_new_tokens": max_new_tokens,
+            "mode": mode,
+            "pause_s": pause_s,
+        }
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(call), file=self._process.stdin, flush=True)
         answer = self._hear()

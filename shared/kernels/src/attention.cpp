@@ -44,7 +44,7 @@ void attend(const AttentionCall& c, const Step& s, const Plan& plan, const Item*
     own.mix = memory + ROWS * D + TILE * D * 2;
     Part& part = item.slot < 0 ? own : parts[item.slot];
     if (item.slot >= 0) part.mix = mixes + item.slot * ROWS * D;
-    ByRows<E, ROWS>::run(attention, item, i + 1 < plan.count ? &items[i + 1] : nullptr, part, memory);
+    ByRows<E, ROWS>::run(attention, item, part, memory);
     if (item.slot < 0) attention.write_out(item, part);
   };
   if (plan.alone) {

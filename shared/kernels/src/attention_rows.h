@@ -151,75 +151,71 @@ struct Attention {
     }
   }
 
-  template <int R>
-  ALWAYS void scores(const uint8_t* q, const uint8_t* k0, const uint8_t* k1, int64_t steps, int64_t stride,
-                     float* out) {
-    v16f acc[R][2] = {};
-    for (int64_t step = 0; step < steps; ++step, q += 4, k0 += 64, k1 += 64) {
-      const v16u b0 = load<v16u>(k0), b1 = load<v16u>(k1);
+  // Of W times sixteen keys.
+  template <int R, int W>
+  ALWAYS void scores(const uint8_t* q, const uint8_t* const* keys, int64_t steps, int64_t stride, float* out) {
+    v16f acc[R][W];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) acc[r][i] = v16f{};
+    for (int64_t step = 0; step < steps; ++step, q += 4) {
+      v16u b[W];
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) b[i] = load<v16u>(keys[i] + 64 * step);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const v16u x = splat_u(word_at(q + r * stride));
-        acc[r][0] = E::mac(acc[r][0], x, b0);
-        acc[r][1] = E::mac(acc[r][1], x, b1);
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i) acc[r][i] = E::mac(acc[r][i], x, b[i]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      store(out + r * TILE, acc[r][0]);
-      store(out + r * TILE + LANES, acc[r][1]);
-    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) store(out + r * TILE + i * LANES, acc[r][i]);
   }
 
-  // mix += weights * values, for two vectors of dimensions from d on.
-  template <int R>
+  // mix += weights * values, for W vectors of dimensions from d on, or for as many as there are.
+  template <int R, int W>
   ALWAYS void mixed(const uint8_t* weights, const uint8_t* const* values, int64_t steps, int64_t D, int64_t d,
                     float* mix) {
     constexpr int PER = 16 / E::STEP;  // steps of a row of sixteen keys
-    v16f acc[R][2];
-    for (int r = 0; r < R; ++r) {
-      acc[r][0] = load<v16f>(mix + r * D + d);
-      acc[r][1] = d + LANES < D ? load<v16f>(mix + r * D + d + LANES) : v16f{};
-    }
-    const int64_t next = d + LANES < D ? 64 : 0;
+    int64_t at[W];
+    for (int i = 0; i < W; ++i) at[i] = d + i * LANES < D ? d + i * LANES : d;
+    v16f acc[R][W];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) acc[r][i] = load<v16f>(mix + r * D + at[i]);
     for (int64_t step = 0; step < steps; ++step) {
-      const uint8_t* v = values[step / PER] + (step % PER * D + d) * 4;
-      const v16u b0 = load<v16u>(v), b1 = load<v16u>(v + next);
+      const uint8_t* v = values[step / PER] + step % PER * D * 4;
+      v16u b[W];
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) b[i] = load<v16u>(v + at[i] * 4);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const v16u x = splat_u(word_at(weights + r * TILE * E::BYTES + step * 4));
-        acc[r][0] = E::mac(acc[r][0], x, b0);
-        acc[r][1] = E::mac(acc[r][1], x, b1);
+#pragma GCC unroll 4
+        for (int i = 0; i < W; ++i) acc[r][i] = E::mac(acc[r][i], x, b[i]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      store(mix + r * D + d, acc[r][0]);
-      if (next) store(mix + r * D + d + LANES, acc[r][1]);
-    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < W; ++i) store(mix + r * D + at[i], acc[r][i]);
   }
 
-  // Asks for sixteen keys and values of the tile that comes next, if it has so many. Blocks lie scattered, and
-  // a CPU guesses only what goes on.
-  void fetch(const Item* next, int64_t key) const {
-    if (!next || key >= next->keys_to) return;
-    const int64_t block = s.tables[s.table_of[next->sequence] + key / B];
-    const int64_t span_bytes = LANES * D * stored_bytes(c), place = key % B / LANES * span_bytes;
-    const uint8_t *k = keys_at(block, next->head) + place, *v = values_at(block, next->head) + place;
-    for (int64_t i = 0; i < span_bytes; i += 64) {
-      __builtin_prefetch(k + i);
-      __builtin_prefetch(v + i);
-    }
-  }
-
-  // One tile of keys, from `from` on, for R rows. `next`, if any, has the one that follows, from `then` on: it is
-  // asked for bit by bit, as more at once would wait for one another.
+  // One tile of keys, from `from` on, for R rows. Keys and values are read line after line, which a CPU foresees as
+  // well as it can be told.
   template <int R>
-  void tile(const Item& item, int64_t from, int64_t seen_to, const Item* next, int64_t then, Part& part,
-            uint8_t* wide) const {
+  void tile(const Item& item, int64_t from, int64_t seen_to, Part& part, uint8_t* wide) const {
+    constexpr int W = R * 4 + 5 <= REGISTERS ? 4 : 2;  // vectors side by side: few rows wait for their own sums else
     const int32_t* table = s.tables + s.table_of[item.sequence];
     const int64_t first_row = s.row_of[item.sequence], start = s.start_of[item.sequence];
     const uint8_t* q = queries + ((item.head * s.rows + first_row) * G + item.first) * D * E::BYTES;
     const int64_t spans = (seen_to - from + LANES - 1) / LANES;  // of sixteen keys, at most four
-    const uint8_t *keys[5], *values[5];
+    const uint8_t *keys[4], *values[4];
     const float *key_scales[4], *value_scales[4];
     const int64_t span_bytes = LANES * D * stored_bytes(c);
     for (int64_t i = 0; i < spans; ++i) {
@@ -237,14 +233,11 @@ struct Attention {
         values[i] = v;
       }
     }
-    keys[spans] = keys[spans - 1];  // the last pair may have one
+    for (int64_t i = spans; i < 4; ++i) keys[i] = keys[spans - 1];  // weighed, and not looked at
     alignas(64) float score[R * TILE];
     alignas(64) uint8_t weight[R * TILE * E::BYTES];
-    for (int64_t i = 0; i < 4; i += 2) {
-      fetch(next, then + i / 2 * LANES);
-      if (i >= spans) continue;
-      scores<R>(q, keys[i], keys[i + 1], D / E::STEP, D * E::BYTES, score + i * LANES);
-    }
+    for (int64_t i = 0; i < spans; i += W)
+      scores<R, W>(q, keys + i, D / E::STEP, D * E::BYTES, score + i * LANES);
 
     const v16i lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int r = 0; r < R; ++r) {
@@ -292,10 +285,7 @@ struct Attention {
       for (int64_t d = 0; d < D; d += LANES) store(mix + d, load<v16f>(mix + d) * fade);
     }
     const int64_t steps = (seen_to - from + E::STEP - 1) / E::STEP;
-    for (int64_t d = 0; d < D; d += 2 * LANES) {
-      if (d < 4 * LANES) fetch(next, then + (2 + d / (2 * LANES)) * LANES);
-      mixed<R>(weight, values, steps, D, d, part.mix);
-    }
+    for (int64_t d = 0; d < D; d += W * LANES) mixed<R, W>(weight, values, steps, D, d, part.mix);
   }
 
   // What the stored weights are, so that they add up to one.
@@ -317,7 +307,7 @@ struct Attention {
   }
 
   template <int R>
-  void rows_of(const Item& item, const Item* next, Part& total, float* memory) const {
+  void rows_of(const Item& item, Part& total, float* memory) const {
     const int64_t start = s.start_of[item.sequence];
     const int64_t last = start + (item.first + R - 1) / G;  // the last key that any row sees
     int64_t from = item.keys_from;
@@ -332,12 +322,7 @@ struct Attention {
       const int64_t end = least(to, (from / PARTITION + 1) * PARTITION);
       for (int r = 0; r < R; ++r) part.top[r] = NOTHING, part.sum[r] = 0;
       std::memset(part.mix, 0, R * D * 4);
-      for (int64_t key = from; key < end; key += TILE) {
-        const bool last = key + TILE >= to;
-        const Item* following = last ? next : &item;
-        const int64_t then = !last ? key + TILE : next ? next->keys_from : 0;
-        tile<R>(item, key, least(end, key + TILE), following, then, part, wide);
-      }
+      for (int64_t key = from; key < end; key += TILE) tile<R>(item, key, least(end, key + TILE), part, wide);
       merge(total, part, R, D);
       from = end;
     }
@@ -358,16 +343,16 @@ struct Attention {
 
 template <typename E, int R>
 struct ByRows {
-  static void run(const Attention<E>& a, const Item& item, const Item* next, Part& part, float* memory) {
+  static void run(const Attention<E>& a, const Item& item, Part& part, float* memory) {
     if (item.rows == R)
-      a.template rows_of<R>(item, next, part, memory);
+      a.template rows_of<R>(item, part, memory);
     else
-      ByRows<E, R - 1>::run(a, item, next, part, memory);
+      ByRows<E, R - 1>::run(a, item, part, memory);
   }
 };
 template <typename E>
 struct ByRows<E, 0> {
-  static void run(const Attention<E>&, const Item&, const Item*, Part&, float*) {}
+  static void run(const Attention<E>&, const Item&, Part&, float*) {}
 };
 
 }  // namespace

@@ -22,9 +22,10 @@ constexpr int64_t FEW = 2;           // rows that every thread prepares for itse
 struct Rows {
   uint8_t* data;  // [rows][stride bytes]
   int64_t stride, groups;
-  float* scale;   // [rows][groups]
-  int32_t* sum;   // [rows][groups] of INT8: minus what the weights' offset of 128 adds
-  float* extent;  // [rows][groups] of INT4: what the weights' minimum is multiplied with
+  int64_t count;
+  float* scale;   // [groups][rows]
+  int32_t* sum;   // [groups][rows] of INT8: minus what the weights' offset of 128 adds
+  float* extent;  // [groups][rows] of INT4: what the weights' minimum is multiplied with
 };
 
 int64_t stride_of(const Weight& w) {
@@ -43,6 +44,7 @@ Rows rows_in(const Weight& w, int64_t rows, void* memory) {
   r.data = (uint8_t*)memory;
   r.stride = stride_of(w);
   r.groups = groups_of(w);
+  r.count = rows;
   r.scale = (float*)(r.data + rows * r.stride);
   r.sum = (int32_t*)(r.scale + rows * r.groups);
   r.extent = (float*)(r.sum + rows * r.groups);
@@ -82,7 +84,7 @@ void quantise(const LinearCall& c, const float* x, float norm, const Rows& rows,
   const bool sound = !any_of(odd);
   int8_t* out = (int8_t*)rows.data + row * rows.stride;
   for (int64_t g = 0; g < rows.groups; ++g) {
-    const int64_t begin = g * w.group, end = begin + w.group, place = row * rows.groups + g;
+    const int64_t begin = g * w.group, end = begin + w.group, place = g * rows.count + row;
     v16f top{};
     for (int64_t i = begin; i < end; i += LANES) top = larger(top, magnitude(load<v16f>(wide + i)));
     const float highest = sound ? largest_of(top) : 0.0f;
@@ -115,7 +117,7 @@ void prepare(const LinearCall& c, const Rows& rows, int64_t row, float* wide) {
   }
 }
 
-ALWAYS void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
+void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
   const Weight& w = *c.weight;
   const int64_t left = w.out - column;
   if (left <= 0) return;
@@ -126,8 +128,42 @@ ALWAYS void finish(const LinearCall& c, int64_t row, int64_t column, v16f sum) {
 
 template <int R>
 ALWAYS void finish(const LinearCall& c, int64_t row, int64_t panel, const v16f (&sum)[R][2]) {
-  for (int r = 0; r < R; ++r)
-    for (int half = 0; half < 2; ++half) finish(c, row + r, panel * PANEL + half * LANES, sum[r][half]);
+  const Weight& w = *c.weight;
+  const int64_t column = panel * PANEL;
+  if (column + PANEL > w.out) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      finish(c, row + r, column, sum[r][0]);
+      finish(c, row + r, column + LANES, sum[r][1]);
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = (row + r) * w.out + column;
+    v16f y0 = sum[r][0], y1 = sum[r][1];
+    if (w.bias) {
+      y0 = y0 + load<v16f>(w.bias + column);
+      y1 = y1 + load<v16f>(w.bias + column + LANES);
+    }
+    if (c.residual) {
+      y0 = y0 + load<v16f>(c.residual + at);
+      y1 = y1 + load<v16f>(c.residual + at + LANES);
+    }
+    store(c.y + at, y0);
+    store(c.y + at + LANES, y1);
+  }
+}
+
+// Asks for where the tile's sums will go: another thread may have the lines.
+template <int R>
+ALWAYS void fetch_results(const LinearCall& c, int64_t row, int64_t panel) {
+  const int64_t out = c.weight->out;
+  const float* y = c.y + row * out + panel * PANEL;
+  for (int r = 0; r < R; ++r, y += out) {
+    __builtin_prefetch(y, 1);
+    __builtin_prefetch(y + LANES, 1);
+  }
 }
 
 // Weights that are wanted soon: a share of the next panel, asked for bit by bit while this one is multiplied.
@@ -149,7 +185,10 @@ struct Wide {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
-    v16f sum[R][2] = {};
+    v16f sum[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
+    fetch_results<R>(c, row, panel);
     for (int64_t k = 0; k < w.padded_in / E::STEP; ++k, b += 128) {
       if (k % STRETCH == 0) Ahead::fetch(ahead);
       const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
@@ -170,11 +209,16 @@ struct Int8 {
     const Weight& w = *c.weight;
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
-    v16f sum[R][2] = {};
+    v16f sum[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
+    fetch_results<R>(c, row, panel);
     for (int64_t g = 0; g < rows.groups; ++g) {
       Ahead::fetch(ahead);
       v16i acc[R][2];
-      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat_i(rows.sum[(row + r) * rows.groups + g]);
+      const int64_t place = g * rows.count + row;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = splat_i(rows.sum[place + r]);
       for (int64_t k = 0; k < w.group / 4; ++k, b += 128, a += 4) {
         const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
 #pragma GCC unroll 16
@@ -188,7 +232,7 @@ struct Int8 {
       b += 128;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const v16f scale = splat(rows.scale[(row + r) * rows.groups + g]);
+        const v16f scale = splat(rows.scale[place + r]);
         sum[r][0] = fused(to_float(acc[r][0]) * scale, scale0, sum[r][0]);
         sum[r][1] = fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]);
       }
@@ -204,10 +248,16 @@ struct Int4 {
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     const v16u low = splat_u(0x0f0f0f0fu);
-    v16f sum[R][2] = {};
+    v16f sum[R][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
+    fetch_results<R>(c, row, panel);
     for (int64_t g = 0; g < rows.groups; ++g) {
       Ahead::fetch(ahead);
-      v16i acc[R][2] = {};
+      const int64_t place = g * rows.count + row;
+      v16i acc[R][2];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = v16i{};
       for (int64_t k = 0; k < w.group / 8; ++k, b += 128, a += 8) {
         const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
         const v16u low0 = b0 & low, low1 = b1 & low, high0 = (b0 >> 4) & low, high1 = (b1 >> 4) & low;
@@ -227,8 +277,7 @@ struct Int4 {
       const v16f least0 = as_float(pair0 & top), least1 = as_float(pair1 & top);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        const int64_t place = (row + r) * rows.groups + g;
-        const v16f scale = splat(rows.scale[place]), extent = splat(rows.extent[place]);
+        const v16f scale = splat(rows.scale[place + r]), extent = splat(rows.extent[place + r]);
         sum[r][0] = fused(least0, extent, fused(to_float(acc[r][0]) * scale, scale0, sum[r][0]));
         sum[r][1] = fused(least1, extent, fused(to_float(acc[r][1]) * scale, scale1, sum[r][1]));
       }

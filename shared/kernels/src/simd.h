@@ -31,13 +31,14 @@ typedef uint32_t v16u __attribute__((vector_size(64)));
 
 #define ALWAYS static inline __attribute__((always_inline))
 
-// Rows of a product that are computed together: as many as registers hold, with two vectors of columns.
+// Rows of a product that are computed together: as many as registers (of sixteen floats) hold, with two vectors of
+// columns.
 #if defined(TREADLE_AVX512)
-constexpr int TILE_ROWS = 12;
+constexpr int TILE_ROWS = 12, REGISTERS = 32;
 #elif defined(TREADLE_AVX2)
-constexpr int TILE_ROWS = 3;
+constexpr int TILE_ROWS = 3, REGISTERS = 8;
 #else
-constexpr int TILE_ROWS = 2;
+constexpr int TILE_ROWS = 2, REGISTERS = 4;
 #endif
 
 template <typename T>
@@ -55,7 +56,14 @@ ALWAYS V load(const void* p) {
 template <typename V>
 ALWAYS void store(void* p, V v) { std::memcpy(p, &v, sizeof(V)); }
 
-ALWAYS v16f splat(float x) { return v16f{} + x; }
+// Not `v16f{} + x`: that is computed, as nobody may drop 0 + -0.
+ALWAYS v16f splat(float x) {
+#if defined(TREADLE_AVX512)
+  return (v16f)_mm512_set1_ps(x);
+#else
+  return v16f{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#endif
+}
 ALWAYS v16u splat_u(uint32_t x) { return v16u{} + x; }
 ALWAYS v16i splat_i(int32_t x) { return v16i{} + x; }
 
