@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from treadle.nn.linear import RMSNorm
-from treadle.nn.quantization import GROUP_SIZES
+from treadle.nn.quantization import group_size
 
 if TYPE_CHECKING:
     import treadle_kernels
@@ -52,7 +52,7 @@ class NativeLinear:
             self.in_features,
             bias=None if bias_O is None else bias_O.data_ptr(),
             kind=kind,
-            group_size=GROUP_SIZES.get(quantization, 0),
+            group_size=group_size(quantization, self.in_features),
             threads=self._threads,
         )
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from treadle.nn.linear import RMSNorm, pad_rows, prologued
 
-GROUP_SIZES = {"int8": 64, "int4": 32}
-"""Inputs that share a scale, of a row and of an output's weights."""
-_INT4_GROUP = GROUP_SIZES["int4"]
+_INT8_GROUPS = (96, 64)
+"""The first that divides a product's inputs, else the last: each group costs time, and each input of one
+precision."""
+_INT4_GROUP = 32
 _CUTS = (0.03, 0.06, 0.1)
 """Shares of a group's range that are cut off at either end, to see whether the rest is met better."""
 
@@ -47,9 +48,16 @@ class Int4Weight(NamedTuple):
         return wide.flatten(1)[:, : self.in_features]
 
 
+def group_size(quantization: str, in_features: int) -> int:
+    """Inputs that share a scale, of a row and of an output's weights; 0 for weights that are not quantised."""
+    if quantization == "int8":
+        return next((size for size in _INT8_GROUPS if in_features % size == 0), _INT8_GROUPS[-1])
+    return _INT4_GROUP if quantization == "int4" else 0
+
+
 def quantize_int8(weight_OI: Tensor) -> Int8Weight:
     """To the nearest of 255 steps between the group's largest weight and its negative."""
-    q_Ogn, scale_Og1 = _to_bytes(weight_OI.float(), GROUP_SIZES["int8"])
+    q_Ogn, scale_Og1 = _to_bytes(weight_OI.float(), group_size("int8", weight_OI.shape[1]))
     return Int8Weight(q_Ogn.to(torch.int8), scale_Og1.squeeze(-1), weight_OI.shape[1])
 
 
@@ -103,7 +111,7 @@ class QuantizedLinear:
     """A `treadle.nn.linear.Kernel`: quantised weights kept as float32, rows rounded as the kernels do."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> None:
-        self._group_size = GROUP_SIZES[quantization]
+        self._group_size = group_size(quantization, weight_OI.shape[1])
         rounded = quantize_int8(weight_OI) if quantization == "int8" else quantize_int4(weight_OI)
         self._weight_OI = rounded.dequantized()
         self._bias_O = None if bias_O is None else bias_O.float()

@@ -9,7 +9,7 @@ import torch
 import treadle_kernels as native
 from treadle_kernels import Kind, PackedWeight, Program, Prologue
 
-from treadle.nn.quantization import GROUP_SIZES, QuantizedLinear, quantize_int4, quantize_int8
+from treadle.nn.quantization import QuantizedLinear, group_size, quantize_int4, quantize_int8
 
 SHAPES = [(16, 8), (64, 96), (72, 50), (576, 960), (100, 36), (1536, 577)]
 ROWS = [1, 2, 3, 7, 12, 13, 31, 65]
@@ -33,7 +33,7 @@ def rng() -> random.Random:
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, kind: Kind) -> PackedWeight:
-    group = GROUP_SIZES.get(kind.name.lower(), 0)
+    group = group_size(kind.name.lower(), weight.shape[1])
     source = Kind.FLOAT32 if weight.dtype is torch.float32 else Kind.BFLOAT16
     address = None if bias is None else bias.data_ptr()
     return PackedWeight(
