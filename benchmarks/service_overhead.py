@@ -81,7 +81,8 @@ def _median_first_ms(readings: Sequence[Reading]) -> float | None:
 
 
 def _engine_turn(engine: EngineProcess, load: list[list[int]], single: list[list[int]], new: int) -> Reading:
-    firsts = [one for one in engine.generate(single, 1, "one", pause_s=_PAUSE_S).first_token_s if one is not None]
+    singles = engine.generate(single, 1, "one", pause_s=_PAUSE_S)
+    firsts = [one for one in singles.first_token_s if one is not None]
     return Reading(engine.generate(load, new).output_per_s, firsts)
 
 

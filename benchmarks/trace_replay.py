@@ -224,7 +224,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bf16", help="of Treadle's weights (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=0.0, help="requests/s, instead of shares of saturation")
     parser.add_argument(
-        "--duration-s", type=float, default=120.0, help="of each replay (default: %(default)s)"
+        "--duration-s", type=float, default=60.0, help="of each replay (default: %(default)s)"
     )
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="replay for so long at --rate, Treadle alone"

@@ -49,7 +49,7 @@ class Int4Weight(NamedTuple):
 
 
 def group_size(quantization: str, in_features: int) -> int:
-    """Inputs that share a scale, of a row and of an output's weights; 0 for weights that are not quantised."""
+    """Inputs that share a scale, of a row and of an output's weights; 0: no quantisation."""
     if quantization == "int8":
         return next((size for size in _INT8_GROUPS if in_features % size == 0), _INT8_GROUPS[-1])
     return _INT4_GROUP if quantization == "int4" else 0
