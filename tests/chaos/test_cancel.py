@@ -19,14 +19,15 @@ from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
 
-BYSTANDERS = 12
+BYSTANDERS = 13
 SOLO = {
-    # Bystanders leave a long prompt three tokens a step.
+    # Bystanders leave a long prompt two tokens a step.
     "TREADLE_ENGINE_MAX_NUM_BATCHED_TOKENS": "16",
     "TREADLE_WORKER_MAX_CLAIMED": str(BYSTANDERS + 2),
     "TREADLE_WORKER_LEASE_S": "1.5",
 }
-LONG_PROMPT = 8_000
+LONG_PROMPT = 12_000
+"""Thousands of steps: it is in prefill until its gateway is known to be dead."""
 TO_FREE = "treadle:cancel_to_free_seconds"
 BOUND_S = 0.25
 """A step and 100 ms, as a bucket of the metric."""
@@ -65,7 +66,7 @@ def begin_victim(address: str, asked: generation_pb2.Generation) -> Victim:
 @pytest.mark.parametrize("cause", ["client gone", "Cancel", "gateway killed"])
 async def test_what_nobody_waits_for_frees_its_blocks_at_once(stack, gateways, queue, ask, cause):
     name = cause.replace(" ", "-")
-    bystander = ask("Love and time", 4000, "bystander", sampling={"repetition_penalty": 1.2})
+    bystander = ask("Love and time", 6000, "bystander", sampling={"repetition_penalty": 1.2})
     gateway = stack["gateway-1"]
     with stack.workers(1, SOLO) as (worker,):
         expected = await undisturbed(gateways[1], bystander)
