@@ -8,7 +8,6 @@ what share of a decode step is the time in which the weights and the keys could 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import random
 import statistics
@@ -207,7 +206,6 @@ def main() -> None:
                 peer = Transformers(folder)
                 _tell(results, f"{shape}, transformers", measure(peer.generate, vocabulary, options.runs))
                 del peer
-        gc.collect()
         release(torch.device("cuda"))
     print(json.dumps(results))
 

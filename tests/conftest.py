@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,6 +32,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Chances whose seed is printed: give it to `Random` to see a run again."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed:", seed)
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

@@ -96,6 +96,7 @@ class _Graph:
 class DecodeGraphs:
     """The graphs of a model and its cache."""
 
+    @torch.inference_mode()
     def __init__(
         self,
         model: LlamaForCausalLM,

@@ -127,7 +127,6 @@ def _max_rows(start: EngineStart) -> int:
     return min(max(start.max_num_seqs, drafted), start.max_num_batched_tokens)
 
 
-@torch.inference_mode()
 def capture_graphs(
     start: EngineStart, runner: ModelRunner, max_model_len: int, capture: Capture
 ) -> DecodeGraphs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -44,14 +43,6 @@ def stack(running_stack: ServiceStack) -> ServiceStack:
     """The stack, whole again."""
     running_stack.restore()
     return running_stack
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    """Chances whose seed is printed: give it to `Random` to see a run again."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print("seed:", seed)
-    return random.Random(seed)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -12,10 +10,3 @@ import torch
 def device() -> torch.device:
     assert torch.cuda.is_available(), "these tests need a CUDA device"
     return torch.device("cuda", torch.cuda.current_device())
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.SystemRandom().randrange(1 << 31)
-    print(f"seed {seed}")
-    return random.Random(seed)

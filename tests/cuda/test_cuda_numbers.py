@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from attention_packages import attend
 from cuda_checks import answers, compare_engines, compare_replays, engine, requests_like
 from msgspec.structs import replace
 from tiny_models import KINDS, make
@@ -75,10 +76,9 @@ def test_drawn_answers_are_the_cpus(tmp_path, rng, device, seed: int):
         plan = CachePlan(model.config, 16, torch.float32, place, kernels="torch")
         runner = ModelRunner(model, plan.build(40))
         if isinstance(runner.cache, CudaKVCache):
-            with torch.inference_mode():
-                runner.graphs = DecodeGraphs(
-                    model, runner.cache, CudaCapture(place), max_rows=8, max_chunk=4, max_model_len=200
-                )
+            runner.graphs = DecodeGraphs(
+                model, runner.cache, CudaCapture(place), max_rows=8, max_chunk=4, max_model_len=200
+            )
         said.append(answers(engine(runner, 40), requests))
         assert (runner.graphs is not None) == (place.type == "cuda")
     cpu, cuda = said
@@ -113,7 +113,8 @@ def test_attention_against_float64(rng: random.Random, device, dtype: torch.dtyp
     if backend != "sdpa":
         installed(backend)
     block_size = 256 if backend == "flash_attn" else 32
-    config = attention_config(rng.choice([None, 100]))
+    window = rng.choice([None, 100])
+    config = attention_config(window)
     if backend != "sdpa" and PACKAGES[backend].refuses(config, block_size, dtype):
         pytest.skip(f"{backend} has no {dtype}")
     plan = CachePlan(config, block_size, dtype, device, attention_backend=backend)
@@ -135,12 +136,12 @@ def test_attention_against_float64(rng: random.Random, device, dtype: torch.dtyp
             cache.write(0, slots, qkv[1][:, :2], qkv[2][:, :2])
         staging = Staging()
         staging.add(Places.of(chunks, block_size).positions_T)
-        attend = cache.backend.step(cache, chunks, staging)(staging.send(device))
-        mixed = attend(0, torch.cat(queries))
+        mixed = cache.backend.step(cache, chunks, staging)(staging.send(device))(0, torch.cat(queries))
         row = 0
         for chunk, qkv in zip(chunks, sequences, strict=True):
             new = len(chunk.token_ids)
-            expected = reference(qkv, chunk.start, config.window(0))
+            q, k, v = qkv[0, chunk.start :].double(), qkv[1][:, :2], qkv[2][:, :2]
+            expected = attend(q, k, v, causal=True, window=(window - 1, 0) if window else (-1, -1))
             worst = max(worst, (mixed[row : row + new].double() - expected).abs().max().item())
             row += new
             chunks_seen += 1
@@ -165,20 +166,6 @@ def attention_config(window: int | None):
         "sliding_window": window,
     }
     return parse_config(config)
-
-
-def reference(qkv: torch.Tensor, start: int, window: int | None) -> torch.Tensor:
-    """[queries, 8, 64] in float64, all keys at once."""
-    q = qkv[0, start:].double()
-    k, v = (qkv[part][:, :2].double().repeat_interleave(4, 1) for part in (1, 2))
-    scores = torch.einsum("qhd,khd->hqk", q, k) / 8.0
-    place = torch.arange(start, start + len(q), device=q.device)[:, None]
-    key = torch.arange(len(k), device=q.device)
-    seen = key <= place
-    if window is not None:
-        seen &= key > place - window
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, v)
 
 
 def test_an_int8_cache_computes_on_the_device(tmp_path, rng, device):

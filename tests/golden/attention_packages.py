@@ -16,9 +16,9 @@ def attend(q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor, causal: bool, window: tu
     T, L, group = len(q_THD), len(k_LKD), q_THD.shape[1] // k_LKD.shape[1]
     keys = k_LKD.double().repeat_interleave(group, 1)
     values = v_LKD.double().repeat_interleave(group, 1)
-    place = torch.arange(T)[:, None] + L - T
-    distance = place - torch.arange(L)
-    seen = torch.ones(T, L, dtype=torch.bool)
+    keys_L = torch.arange(L, device=q_THD.device)
+    distance = keys_L[L - T :, None] - keys_L
+    seen = torch.ones_like(distance, dtype=torch.bool)
     if causal:
         seen &= distance >= 0
     if window[0] >= 0:

@@ -87,8 +87,7 @@ def compare_replays(
     cache = cuda_cache(model.config, backend, device, dtype=dtype)
     eager = ModelRunner(reference, cuda_cache(model.config, SdpaBackend(), torch.device("cpu")))
     replaying = ModelRunner(model, cache)
-    with torch.inference_mode():
-        graphs = DecodeGraphs(model, cache, capture, max_rows=num_rows, max_chunk=4, max_model_len=160)
+    graphs = DecodeGraphs(model, cache, capture, max_rows=num_rows, max_chunk=4, max_model_len=160)
     replaying.graphs = graphs
     assert {rows for rows, _ in graphs.sizes} == {1, 2, 4, 8, 9}
     assert {width for _, width in graphs.sizes} == ({4, 8, 10} if backend.gathers else {10})
@@ -204,8 +203,7 @@ def compare_engines(folder: Path, rng: random.Random, device: torch.device, capt
     expected = answers(engine(plain, num_blocks), requests)
 
     runner = ModelRunner(model, cuda_cache(model.config, SdpaBackend(), device, num_blocks))
-    with torch.inference_mode():
-        runner.graphs = DecodeGraphs(model, runner.cache, capture, max_rows=8, max_chunk=4, max_model_len=200)
+    runner.graphs = DecodeGraphs(model, runner.cache, capture, max_rows=8, max_chunk=4, max_model_len=200)
     watched = Watched(runner)
     tested = engine(watched, num_blocks)
     assert answers(tested, requests) == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
 import sys
 import weakref
 from contextlib import nullcontext
@@ -25,13 +24,6 @@ from treadle_worker.cuda_sdpa import SdpaBackend
 from treadle_worker.engine_loader import capture_graphs, load_engine
 from treadle_worker.engine_protocol import AddRequest, EngineStart, SamplingParams
 from treadle_worker.model_runner import ModelRunner
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.SystemRandom().randrange(1 << 31)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 @pytest.mark.parametrize(

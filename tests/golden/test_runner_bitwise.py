@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 from paged_run import Driver, Row
@@ -11,13 +9,6 @@ from profiles import BFLOAT16, FLOAT32, INT4, INT8, PROFILES, Profile
 from tiny_models import VOCABULARY, make
 
 KINDS = ["smollm2", "llama3", "mistral", "qwen2_window", "qwen3"]
-
-
-@pytest.fixture
-def rng() -> random.Random:
-    seed = random.SystemRandom().randrange(1 << 31)
-    print(f"seed {seed}")
-    return random.Random(seed)
 
 
 def same(one: Row, other: Row) -> int:

@@ -155,9 +155,11 @@ ALWAYS void finish(const LinearCall& c, int64_t row, int64_t panel, const v16f (
   }
 }
 
-// Asks for where the tile's sums will go: another thread may have the lines.
+// Zeros; and asks for where the tile's sums will go, as another thread may have the lines.
 template <int R>
-ALWAYS void fetch_results(const LinearCall& c, int64_t row, int64_t panel) {
+ALWAYS void begin(const LinearCall& c, int64_t row, int64_t panel, v16f (&sum)[R][2]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
   const int64_t out = c.weight->out;
   const float* y = c.y + row * out + panel * PANEL;
   for (int r = 0; r < R; ++r, y += out) {
@@ -186,9 +188,7 @@ struct Wide {
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     v16f sum[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
-    fetch_results<R>(c, row, panel);
+    begin<R>(c, row, panel, sum);
     for (int64_t k = 0; k < w.padded_in / E::STEP; ++k, b += 128) {
       if (k % STRETCH == 0) Ahead::fetch(ahead);
       const v16u b0 = load<v16u>(b), b1 = load<v16u>(b + 64);
@@ -210,9 +210,7 @@ struct Int8 {
     const uint8_t* b = w.data + panel * w.panel_bytes;
     const uint8_t* a = rows.data + row * rows.stride;
     v16f sum[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
-    fetch_results<R>(c, row, panel);
+    begin<R>(c, row, panel, sum);
     for (int64_t g = 0; g < rows.groups; ++g) {
       Ahead::fetch(ahead);
       v16i acc[R][2];
@@ -249,9 +247,7 @@ struct Int4 {
     const uint8_t* a = rows.data + row * rows.stride;
     const v16u low = splat_u(0x0f0f0f0fu);
     v16f sum[R][2];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = v16f{};
-    fetch_results<R>(c, row, panel);
+    begin<R>(c, row, panel, sum);
     for (int64_t g = 0; g < rows.groups; ++g) {
       Ahead::fetch(ahead);
       const int64_t place = g * rows.count + row;
