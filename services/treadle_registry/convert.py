@@ -11,12 +11,12 @@ from treadle.api.registry.v1 import artifact_pb2, registry_pb2
 from treadle.errors import TreadleError, invalid_field
 from treadle.models.stored_folder import StoredFile
 from treadle.rpc import to_status
-from treadle_registry.catalog import Alias
-from treadle_registry.imports import ImportOperation, ImportRequest
-from treadle_registry.job import Source
-from treadle_registry.manifest import GenerationDefaults, Manifest, ModelFacts
-from treadle_registry.progress import Stage
-from treadle_registry.store import Published, Store
+from treadle_registry.catalog.aliases import Alias
+from treadle_registry.operations.imports import ImportOperation, ImportRequest
+from treadle_registry.operations.job import Source
+from treadle_registry.operations.progress import Stage
+from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
+from treadle_registry.store.store import Published, Store
 
 _STAGES = {
     Stage.CHECKING: registry_pb2.IMPORT_STAGE_CHECKING,

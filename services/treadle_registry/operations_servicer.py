@@ -9,8 +9,8 @@ from google.protobuf import empty_pb2
 
 from treadle.errors import invalid_field
 from treadle_registry.convert import operation_to_proto
-from treadle_registry.imports import Imports
-from treadle_registry.store import Store
+from treadle_registry.operations.imports import Imports
+from treadle_registry.store.store import Store
 
 SERVICE_NAME = "google.longrunning.Operations"
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from treadle.errors import Aborted, DataLoss, NotFound
-from treadle_registry.catalog import Alias, Catalog
-from treadle_registry.job import Imported
+from treadle_registry.catalog.aliases import Alias
+from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.names import check_alias, check_digest, is_digest
+from treadle_registry.operations.job import Imported
 from treadle_registry.pages import LAST, next_token, page_size, read_token
-from treadle_registry.staging import disk_errors
-from treadle_registry.store import Published, Store
+from treadle_registry.store.staging import disk_errors
+from treadle_registry.store.store import Published, Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Registry:
             with disk_errors("the registry's database"):
                 store = Store.open(folder)
                 catalog = Catalog(folder)
-                catalog.index(found.manifest.digest for found in _readable(store, store.digests()))
+                catalog.artifacts.index(found.manifest.digest for found in _readable(store, store.digests()))
                 return store, catalog
 
         try:
@@ -76,13 +77,13 @@ class Registry:
         check_alias(model, "model")
 
         def find() -> tuple[Published, Alias | None]:
-            alias = self.catalog.alias(model)
+            alias = self.catalog.aliases.get(model)
             return self.store.get(alias.digest), alias
 
         return await self.in_thread(find)
 
     def _artifact(self, digest: str) -> Published:
-        if not self.catalog.has_artifact(digest):
+        if not self.catalog.artifacts.has(digest):
             raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND")
         return self.store.get(digest)
 
@@ -91,7 +92,7 @@ class Registry:
         limit, after = page_size(size), str(read_token(token, "artifacts", ""))
 
         def read() -> tuple[list[Published], str]:
-            digests = self.catalog.artifacts(after, limit + 1)
+            digests = self.catalog.artifacts.page(after, limit + 1)
             page, following = _page(digests, limit, "artifacts", str)
             return _readable(self.store, page), following
 
@@ -102,7 +103,7 @@ class Registry:
         check_digest(digest, "digest")
 
         def delete() -> int:
-            self.catalog.remove_artifact(digest)
+            self.catalog.artifacts.remove(digest)
             return self.store.delete(digest)
 
         return await self.in_thread(delete)
@@ -111,17 +112,17 @@ class Registry:
         """Creates or moves an alias; raises NotFound, and Aborted when the etag is not the alias's."""
         check_alias(name, "name")
         check_digest(digest, "artifact_digest")
-        return await self.in_thread(self.catalog.set_alias, name, digest, etag)
+        return await self.in_thread(self.catalog.aliases.set, name, digest, etag)
 
     async def delete_alias(self, name: str, etag: str) -> None:
         """Forgets an alias; raises NotFound and Aborted."""
         check_alias(name, "name")
-        await self.in_thread(self.catalog.delete_alias, name, etag)
+        await self.in_thread(self.catalog.aliases.delete, name, etag)
 
     async def aliases(self, size: int, token: str) -> tuple[list[Alias], str]:
         """A page of aliases by name, and the next page's token."""
         limit, after = page_size(size), str(read_token(token, "aliases", ""))
-        rows = await self.in_thread(self.catalog.aliases, after, limit + 1)
+        rows = await self.in_thread(self.catalog.aliases.page, after, limit + 1)
         return _page(rows, limit, "aliases", lambda alias: alias.name)
 
     async def alias_history(self, name: str, size: int, token: str) -> tuple[list[Alias], str]:
@@ -129,7 +130,7 @@ class Registry:
         check_alias(name, "name")
         listing = f"history/{name}"
         limit, before = page_size(size), int(read_token(token, listing, LAST))
-        rows = await self.in_thread(self.catalog.alias_history, name, before, limit + 1)
+        rows = await self.in_thread(self.catalog.aliases.history, name, before, limit + 1)
         if not rows and not token:
             raise NotFound(f"there never was an alias {name!r}", reason="MODEL_NOT_FOUND")
         page, following = _page(rows, limit, listing, lambda row: row[0])
@@ -146,9 +147,9 @@ class Registry:
                 raise Aborted(
                     "the artifact was deleted before the import ended; import it again", reason="DELETED"
                 ) from None
-            self.catalog.add_artifact(digest)
+            self.catalog.artifacts.add(digest)
             if alias:
-                self.catalog.set_alias(alias, digest)
+                self.catalog.aliases.set(alias, digest)
 
         await self.in_thread(take)
 

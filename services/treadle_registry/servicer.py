@@ -13,7 +13,7 @@ from treadle_registry.convert import (
     operation_to_proto,
     published_to_proto,
 )
-from treadle_registry.imports import Imports
+from treadle_registry.operations.imports import Imports
 from treadle_registry.registry import Registry
 
 

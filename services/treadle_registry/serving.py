@@ -14,7 +14,7 @@ from treadle.rpc import RpcServer
 from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
-from treadle_registry.imports import Imports
+from treadle_registry.operations.imports import Imports
 from treadle_registry.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.registry import Registry
 from treadle_registry.servicer import RegistryServicer

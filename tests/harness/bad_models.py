@@ -14,7 +14,7 @@ from typing import Any
 from small_folder import CONFIG, write_model
 
 from treadle.client import ModelSource
-from treadle_registry.gguf_reader import GgufFile
+from treadle_registry.formats.gguf_reader import GgufFile
 
 Make = Callable[[Path], ModelSource]
 """Writes a model below an empty folder and says what to import."""

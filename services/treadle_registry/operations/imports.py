@@ -1,0 +1,285 @@
+"""Imports as operations: started once a request_id, followed, cancelled, remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+
+from treadle.errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    FailedPrecondition,
+    Internal,
+    ResourceExhausted,
+    TreadleError,
+    Unimplemented,
+    invalid_field,
+)
+from treadle_registry.catalog.operations import StoredOperation
+from treadle_registry.names import check_alias, check_source_path
+from treadle_registry.operations.importer import ImportProcess
+from treadle_registry.operations.job import Imported, Source, event_from_json, event_to_json
+from treadle_registry.operations.progress import ImportProgress, Stage
+from treadle_registry.pages import LAST, next_token, page_size, read_token
+from treadle_registry.registry import Registry
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 5.0
+_MAX_REQUEST_ID = 128
+_PREFIX = "operations/"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRequest:
+    """What is asked; `alias` may be empty."""
+
+    source: Source
+    alias: str = ""
+    validate_only: bool = False
+
+
+@dataclass(slots=True)
+class ImportOperation:
+    """An import that waits, runs or has ended. `outcome` is None until it has."""
+
+    name: str
+    request: ImportRequest
+    create_time: float
+    progress: ImportProgress = field(default_factory=lambda: ImportProgress(Stage.CHECKING))
+    outcome: Imported | TreadleError | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelling: bool = False
+    publishing: bool = False
+
+
+class Imports:
+    """All imports of one registry; at most `max_running` at once and `max_waiting` behind them."""
+
+    def __init__(self, registry: Registry, *, max_running: int, max_waiting: int, kept: int) -> None:
+        self._registry = registry
+        self._turn = asyncio.Semaphore(max_running)
+        self._most = max_running + max_waiting
+        self._kept = kept
+        self._starting = asyncio.Lock()
+        self._live: dict[str, ImportOperation] = {}
+        self._unkept: dict[str, ImportOperation] = {}
+        """What has ended while that could not be written; the next registry says that it was interrupted."""
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.processes: dict[str, ImportProcess] = {}
+        """Running children by operation."""
+
+    async def recover(self) -> int:
+        """Ends what a registry that died left running; gives how many that were."""
+        error = Aborted(
+            "the registry was restarted while the import ran; import again with a new request_id",
+            reason="INTERRUPTED",
+        )
+        outcome = json.dumps(event_to_json(error))
+        return await self._registry.in_thread(self._registry.catalog.operations.finish_unfinished, outcome)
+
+    async def close(self) -> None:
+        """Kills what runs; the next registry says that it was interrupted."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def start(self, request_id: str, request: ImportRequest) -> ImportOperation:
+        """Starts an import, or gives the one that the request_id started before.
+
+        Raises InvalidArgument, Unimplemented, AlreadyExists for another request under that id, and
+        ResourceExhausted when too many wait.
+        """
+        _check(request_id, request)
+        payload = json.dumps(asdict(request), sort_keys=True)
+        name = _PREFIX + uuid.uuid4().hex
+        entry = StoredOperation(name, request_id or name, payload, time.time(), None)
+        async with self._starting:
+            # A repetition is answered however much is going on, so room is looked for only afterwards.
+            room = len(self._live) < self._most
+            kept = await self._registry.in_thread(self._keep, entry, room)
+            if kept.name == name:
+                self._begin(ImportOperation(name, request, entry.create_time))
+        if kept.payload != payload:
+            raise AlreadyExists(
+                f"the request_id {request_id!r} belongs to another import; choose a new one",
+                reason="REQUEST_ID_REUSED",
+            )
+        return self._known(kept.name) or _revive(kept)
+
+    def _keep(self, entry: StoredOperation, room: bool) -> StoredOperation:
+        catalog = self._registry.catalog
+        known = catalog.operations.of_request(entry.request_id)
+        if known is None and not room:
+            raise ResourceExhausted(
+                f"{self._most} imports run or wait already",
+                reason="TOO_MANY_IMPORTS",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        if known is None:
+            catalog.operations.prune(self._kept)
+        return known or catalog.operations.add(entry)
+
+    def _begin(self, operation: ImportOperation) -> None:
+        self._live[operation.name] = operation
+        task = asyncio.create_task(self._run(operation), name=operation.name)
+        self._tasks[operation.name] = task
+
+    async def _run(self, operation: ImportOperation) -> None:
+        """Waits for its turn, runs the child, and makes the end known."""
+        try:
+            async with self._turn:
+                imported = await self._import(operation)
+        except TreadleError as error:
+            await self._end(operation, error)
+        except asyncio.CancelledError:
+            # At the registry's own end nothing is written: the next one says that it was interrupted.
+            if operation.cancelling:
+                called_off = Cancelled("the import was cancelled", reason="CANCELLED_BY_CLIENT")
+                await self._end(operation, called_off)
+            raise
+        except Exception:
+            logger.exception("an import failed", extra={"operation": operation.name})
+            await self._end(operation, Internal("the import failed; the registry's log has the details"))
+        else:
+            await self._adopt(operation, imported)
+
+    async def _import(self, operation: ImportOperation) -> Imported:
+        request = operation.request
+        process = ImportProcess(
+            self._registry.store.root, request.source, validate_only=request.validate_only
+        )
+        self.processes[operation.name] = process
+
+        def report(progress: ImportProgress) -> None:
+            operation.progress = progress
+
+        try:
+            return await process.run(report)
+        finally:
+            del self.processes[operation.name]
+
+    async def _adopt(self, operation: ImportOperation, imported: Imported) -> None:
+        """The artifact is in the store: from here on the import is not called off any more."""
+        operation.publishing = True
+        outcome: Imported | TreadleError = imported
+        if not operation.request.validate_only:
+            try:
+                await self._registry.adopt(imported, operation.request.alias)
+            except TreadleError as error:
+                outcome = error
+        await self._end(operation, outcome)
+
+    async def _end(self, operation: ImportOperation, outcome: Imported | TreadleError) -> None:
+        operation.outcome = outcome
+        logger.info(
+            "import ended",
+            extra={
+                "operation": operation.name,
+                "reason": outcome.reason if isinstance(outcome, TreadleError) else "",
+                "artifact": "" if isinstance(outcome, TreadleError) else outcome.manifest.digest,
+            },
+        )
+        text = json.dumps(event_to_json(outcome) | {"at": event_to_json(operation.progress)})
+        try:
+            await self._keep_end(operation, text)
+            if isinstance(outcome, TreadleError):
+                await self._registry.in_thread(self._registry.store.sweep)
+        finally:
+            operation.ended.set()
+            self._live.pop(operation.name, None)
+            self._tasks.pop(operation.name, None)
+
+    async def _keep_end(self, operation: ImportOperation, text: str) -> None:
+        """Writes how it ended, or remembers that while the disk is full: whoever waits must hear of it."""
+        try:
+            await self._registry.in_thread(self._registry.catalog.operations.finish, operation.name, text)
+        except ResourceExhausted as error:
+            logger.error(
+                "how an import ended cannot be kept",
+                extra={"operation": operation.name, "cause": error.message},
+            )
+            self._unkept[operation.name] = operation
+
+    def _known(self, name: str) -> ImportOperation | None:
+        """An operation that lives, or has ended and is in no catalog."""
+        return self._live.get(name) or self._unkept.get(name)
+
+    async def get(self, name: str) -> ImportOperation:
+        """The operation; raises NotFound."""
+        return self._known(name) or _revive(
+            await self._registry.in_thread(self._registry.catalog.operations.get, name)
+        )
+
+    async def wait(self, name: str, timeout_s: float) -> ImportOperation:
+        """The operation once it has ended, or as it is when the time is up."""
+        operation = await self.get(name)
+        if operation.outcome is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(operation.ended.wait(), timeout_s)
+        return operation
+
+    async def list(self, size: int, token: str) -> tuple[list[ImportOperation], str]:
+        """A page of operations, newest first, and the next page's token."""
+        limit, before = page_size(size), int(read_token(token, "operations", LAST))
+        rows = await self._registry.in_thread(self._registry.catalog.operations.page, before, limit + 1)
+        page = [self._known(stored.name) or _revive(stored) for _, stored in rows[:limit]]
+        return page, next_token("operations", rows[limit - 1][0]) if len(rows) > limit else ""
+
+    async def cancel(self, name: str) -> None:
+        """Kills the import unless it has ended or is all but done; raises NotFound."""
+        operation = await self.get(name)
+        task = self._tasks.get(name)
+        if task is None:
+            return
+        if not operation.cancelling and not operation.publishing:
+            operation.cancelling = True
+            task.cancel()
+        await asyncio.wait([task])
+
+    async def delete(self, name: str) -> None:
+        """Forgets an ended operation; raises NotFound, and FailedPrecondition while it runs."""
+        if name in self._live:
+            raise FailedPrecondition(f"{name} still runs; cancel it first", reason="OPERATION_RUNS")
+        await self._registry.in_thread(self._registry.catalog.operations.delete, name)
+        self._unkept.pop(name, None)
+
+
+def _check(request_id: str, request: ImportRequest) -> None:
+    if len(request_id) > _MAX_REQUEST_ID:
+        raise invalid_field("request_id", f"must have at most {_MAX_REQUEST_ID} characters")
+    if request.alias:
+        check_alias(request.alias, "alias")
+    source = request.source
+    if source.kind == "hub":
+        raise Unimplemented(
+            "models are not fetched from a hub yet; download the folder and import it by its path"
+        )
+    if source.kind in ("folder", "gguf_file"):
+        check_source_path(source.value, source.kind)
+    elif not source.value:
+        raise invalid_field(source.kind, "must be a package's name, as pip has it")
+
+
+def _revive(stored: StoredOperation) -> ImportOperation:
+    """An ended operation out of the catalog."""
+    raw = json.loads(stored.payload)
+    request = ImportRequest(Source(**raw["source"]), raw["alias"], raw["validate_only"])
+    operation = ImportOperation(stored.name, request, stored.create_time)
+    if stored.outcome is not None:
+        outcome = json.loads(stored.outcome)
+        if "at" in outcome:
+            progress = event_from_json(outcome["at"])
+            assert isinstance(progress, ImportProgress)
+            operation.progress = progress
+        ended = event_from_json(outcome)
+        assert not isinstance(ended, ImportProgress)
+        operation.outcome = ended
+        operation.ended.set()
+    return operation

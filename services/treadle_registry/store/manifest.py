@@ -1,0 +1,98 @@
+"""The manifest: what an artifact is, written last, beside its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from treadle.errors import DataLoss
+from treadle.models.stored_folder import StoredFile
+from treadle_registry.store.digests import Digests
+
+CONVERTER = "treadle-registry/1"
+"""Who derives canonical forms; raised whenever the same source would give other bytes."""
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What people and planners ask of a model first."""
+
+    model_type: str
+    architecture: str
+    parameters: int
+    vocab_size: int
+    context_length: int
+    hidden_size: int
+    num_layers: int
+    license: str = ""
+    has_chat_template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What the model's folder says of sampling; None: nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An artifact. `digests` is None for a source that was only looked at (validate only)."""
+
+    digests: Digests | None
+    facts: ModelFacts
+    defaults: GenerationDefaults
+    files: tuple[StoredFile, ...]
+    source_files: tuple[StoredFile, ...]
+    source: str
+    create_time: float
+    """Seconds since 1970."""
+    converter: str = CONVERTER
+    parent_digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The artifact's digest; empty where nothing was stored."""
+        return self.digests.artifact if self.digests else ""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all different files."""
+        return sum({file.digest: file.size for file in (*self.files, *self.source_files)}.values())
+
+    def to_json(self) -> str:
+        """The manifest as it is stored."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Reads a stored manifest; raises DataLoss that names `where`."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            if raw.pop("version") != _VERSION:
+                raise ValueError("written by another version")
+            digests = raw.pop("digests")
+            defaults = raw.pop("defaults")
+            return cls(
+                digests=Digests(**digests) if digests else None,
+                facts=ModelFacts(**raw.pop("facts")),
+                defaults=GenerationDefaults(**defaults | {"eos_token_ids": tuple(defaults["eos_token_ids"])}),
+                files=tuple(StoredFile(**file) for file in raw.pop("files")),
+                source_files=tuple(StoredFile(**file) for file in raw.pop("source_files")),
+                **raw,
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataLoss(
+                f"{where} cannot be read: {str(error)[:100]}; import the model again, which replaces it",
+                reason="CORRUPT_MANIFEST",
+            ) from error
