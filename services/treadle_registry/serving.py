@@ -15,9 +15,9 @@ from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
 from treadle_registry.operations.imports import Imports
-from treadle_registry.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.registry import Registry
-from treadle_registry.servicer import RegistryServicer
+from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
+from treadle_registry.servicing.servicer import RegistryServicer
 
 logger = logging.getLogger(__name__)
 

@@ -39,6 +39,7 @@ class Artifact(_message.Message):
     CONVERTER_FIELD_NUMBER: _builtins.int
     PARENT_DIGEST_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DERIVATION_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """"sha256:" and 64 hexadecimal digits, over the three digests below."""
     compute_digest: _builtins.str
@@ -72,6 +73,10 @@ class Artifact(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def derivation(self) -> Global___Derivation:
+        """How it was derived from its parent; unset: it was imported."""
+
     def __init__(
         self,
         *,
@@ -89,14 +94,73 @@ class Artifact(_message.Message):
         converter: _builtins.str = ...,
         parent_digest: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
+        derivation: Global___Derivation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "facts", b"facts", "generation_defaults", b"generation_defaults"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "derivation", b"derivation", "facts", b"facts", "generation_defaults", b"generation_defaults"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_digest", b"compute_digest", "converter", b"converter", "create_time", b"create_time", "digest", b"digest", "facts", b"facts", "files", b"files", "generation_defaults", b"generation_defaults", "location", b"location", "parent_digest", b"parent_digest", "presentation_digest", b"presentation_digest", "source", b"source", "source_files", b"source_files", "tokenizer_digest", b"tokenizer_digest", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_digest", b"compute_digest", "converter", b"converter", "create_time", b"create_time", "derivation", b"derivation", "digest", b"digest", "facts", b"facts", "files", b"files", "generation_defaults", b"generation_defaults", "location", b"location", "parent_digest", b"parent_digest", "presentation_digest", b"presentation_digest", "source", b"source", "source_files", b"source_files", "tokenizer_digest", b"tokenizer_digest", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
+
+@_typing.final
+class Derivation(_message.Message):
+    """Another form of an artifact, and what it depends on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    ADAPTER_MERGE_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """Weights in another type: "float32", "float16", "bfloat16"."""
+    quantization: _builtins.str
+    """"int8", "int4", "mxfp4"."""
+    @_builtins.property
+    def adapter_merge(self) -> Global___AdapterMerge: ...
+    def __init__(
+        self,
+        *,
+        dtype: _builtins.str = ...,
+        quantization: _builtins.str = ...,
+        adapter_merge: Global___AdapterMerge | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter_merge", b"adapter_merge", "dtype", b"dtype", "kind", b"kind", "quantization", b"quantization"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_merge", b"adapter_merge", "dtype", b"dtype", "kind", b"kind", "quantization", b"quantization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["dtype", "quantization", "adapter_merge"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Derivation: _TypeAlias = Derivation  # noqa: Y015
+
+@_typing.final
+class AdapterMerge(_message.Message):
+    """A LoRA adapter, in PEFT's file format, added to the weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Its folder on the registry's machine."""
+    digest: _builtins.str
+    """Over its two files; output only."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterMerge: _TypeAlias = AdapterMerge  # noqa: Y015
 
 @_typing.final
 class ArtifactFile(_message.Message):
@@ -137,6 +201,8 @@ class ModelFacts(_message.Message):
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
     LICENSE_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    DTYPES_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
     """As config.json names it: "llama", "mistral", "qwen2", "qwen3"."""
     architecture: _builtins.str
@@ -147,6 +213,12 @@ class ModelFacts(_message.Message):
     num_layers: _builtins.int
     license: _builtins.str
     has_chat_template: _builtins.bool
+    quantization: _builtins.str
+    """"", "int8", "int4", "mxfp4": how the stored weights are quantised."""
+    @_builtins.property
+    def dtypes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DtypeShare]:
+        """As the files have them, the most parameters first."""
+
     def __init__(
         self,
         *,
@@ -159,14 +231,42 @@ class ModelFacts(_message.Message):
         num_layers: _builtins.int = ...,
         license: _builtins.str = ...,
         has_chat_template: _builtins.bool = ...,
+        dtypes: _abc.Iterable[Global___DtypeShare] | None = ...,
+        quantization: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "has_chat_template", b"has_chat_template", "hidden_size", b"hidden_size", "license", b"license", "model_type", b"model_type", "num_layers", b"num_layers", "parameters", b"parameters", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_length", b"context_length", "dtypes", b"dtypes", "has_chat_template", b"has_chat_template", "hidden_size", b"hidden_size", "license", b"license", "model_type", b"model_type", "num_layers", b"num_layers", "parameters", b"parameters", "quantization", b"quantization", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelFacts: _TypeAlias = ModelFacts  # noqa: Y015
+
+@_typing.final
+class DtypeShare(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """"BF16", "F32", ... as safetensors names them; "Q4_K", ... as GGUF does."""
+    parameters: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        dtype: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "dtype", b"dtype", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DtypeShare: _TypeAlias = DtypeShare  # noqa: Y015
 
 @_typing.final
 class GenerationDefaults(_message.Message):

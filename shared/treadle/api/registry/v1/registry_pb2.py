@@ -23,138 +23,82 @@ _sym_db = _symbol_database.Default()
 
 
 from google.longrunning import operations_proto_pb2 as google_dot_longrunning_dot_operations__proto__pb2
-from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from treadle.api.registry.v1 import artifact_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_artifact__pb2
+from treadle.api.registry.v1 import deployment_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2
+from treadle.api.registry.v1 import derivation_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_derivation__pb2
+from treadle.api.registry.v1 import inspection_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2
+from treadle.api.registry.v1 import lease_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2
+from treadle.api.registry.v1 import planning_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2
+from treadle.api.registry.v1 import source_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_source__pb2
+from treadle.api.registry.v1 import transfer_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&treadle/api/registry/v1/registry.proto\x12\x17treadle.api.registry.v1\x1a#google/longrunning/operations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&treadle/api/registry/v1/artifact.proto\"\xc5\x01\n\x12ImportModelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06\x66older\x18\x02 \x01(\tH\x00\x12\x13\n\tgguf_file\x18\x03 \x01(\tH\x00\x12\x11\n\x07package\x18\x04 \x01(\tH\x00\x12\x31\n\x03hub\x18\x05 \x01(\x0b\x32\".treadle.api.registry.v1.HubSourceH\x00\x12\r\n\x05\x61lias\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\x08\n\x06source\"o\n\tHubSource\x12\x12\n\nrepository\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12\x11\n\tgguf_file\x18\x04 \x01(\t\x12\x18\n\x10local_files_only\x18\x05 \x01(\x08\"\xb4\x01\n\x13ImportModelMetadata\x12\x33\n\x05stage\x18\x01 \x01(\x0e\x32$.treadle.api.registry.v1.ImportStage\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\x13ImportModelResponse\x12\x33\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32!.treadle.api.registry.v1.Artifact\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x17\n\x0f\x61lready_present\x18\x03 \x01(\x08\"$\n\x13ResolveModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"z\n\x14ResolveModelResponse\x12\x33\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32!.treadle.api.registry.v1.Artifact\x12-\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\"=\n\x14ListArtifactsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x15ListArtifactsResponse\x12\x34\n\tartifacts\x18\x01 \x03(\x0b\x32!.treadle.api.registry.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x15\x44\x65leteArtifactRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"-\n\x16\x44\x65leteArtifactResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"m\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"A\n\x10SetAliasResponse\x12-\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x13ListAliasesResponse\x12/\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\"M\n\x16GetAliasHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x17GetAliasHistoryResponse\x12/\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x14ServingConfiguration\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x14\n\x0cquantization\x18\x02 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_dtype\x18\x03 \x01(\t\"\x81\x01\n\x10\x44\x65ploymentTarget\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x44\n\rconfiguration\x18\x02 \x01(\x0b\x32-.treadle.api.registry.v1.ServingConfiguration\x12\x0e\n\x06weight\x18\x03 \x01(\r\"\xc1\x01\n\nDeployment\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12:\n\x07targets\x18\x02 \x03(\x0b\x32).treadle.api.registry.v1.DeploymentTarget\x12\x10\n\x08replicas\x18\x03 \x01(\r\x12\x17\n\x0fwarm_up_prompts\x18\x04 \x03(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x14SetDeploymentRequest\x12\x37\n\ndeployment\x18\x01 \x01(\x0b\x32#.treadle.api.registry.v1.Deployment\"P\n\x15SetDeploymentResponse\x12\x37\n\ndeployment\x18\x01 \x01(\x0b\x32#.treadle.api.registry.v1.Deployment\"?\n\x16ListDeploymentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListDeploymentsResponse\x12\x38\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32#.treadle.api.registry.v1.Deployment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"6\n\x17\x44\x65leteDeploymentRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x1a\n\x18\x44\x65leteDeploymentResponse\"%\n\x12WatchModelsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xd3\x01\n\x13WatchModelsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12/\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1e.treadle.api.registry.v1.AliasH\x00\x12\x17\n\rdeleted_alias\x18\x03 \x01(\tH\x00\x12\x39\n\ndeployment\x18\x04 \x01(\x0b\x32#.treadle.api.registry.v1.DeploymentH\x00\x12\x1c\n\x12\x64\x65leted_deployment\x18\x05 \x01(\tH\x00\x42\x08\n\x06\x63hange\"s\n\x05Lease\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x83\x01\n\x13\x41\x63quireLeaseRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12/\n\x0ctime_to_live\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"E\n\x14\x41\x63quireLeaseResponse\x12-\n\x05lease\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Lease\"V\n\x11RenewLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12/\n\x0ctime_to_live\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x12RenewLeaseResponse\x12-\n\x05lease\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Lease\"\'\n\x13ReleaseLeaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x16\n\x14ReleaseLeaseResponse\">\n\x15\x45victArtifactsRequest\x12\x14\n\x0ctarget_bytes\x18\x01 \x01(\x04\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"N\n\x16\x45victArtifactsResponse\x12\x34\n\tevictions\x18\x01 \x03(\x0b\x32!.treadle.api.registry.v1.Eviction\"P\n\x08\x45viction\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04kept\x18\x04 \x01(\x08\"\xaa\x01\n\x15\x45stimateMemoryRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x44\n\rconfiguration\x18\x02 \x01(\x0b\x32-.treadle.api.registry.v1.ServingConfiguration\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\r\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12\x10\n\x08training\x18\x05 \x01(\x08\"\x8e\x01\n\x16\x45stimateMemoryResponse\x12\x14\n\x0cweight_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x61\x63tivation_bytes\x18\x03 \x01(\x04\x12\x16\n\x0egradient_bytes\x18\x04 \x01(\x04\x12\x17\n\x0foptimizer_bytes\x18\x05 \x01(\x04\"\xb1\x03\n\x14PlanDeviceMapRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x44\n\rconfiguration\x18\x02 \x01(\x0b\x32-.treadle.api.registry.v1.ServingConfiguration\x12<\n\x08strategy\x18\x03 \x01(\x0e\x32*.treadle.api.registry.v1.DeviceMapStrategy\x12P\n\nmax_memory\x18\x04 \x03(\x0b\x32<.treadle.api.registry.v1.PlanDeviceMapRequest.MaxMemoryEntry\x12P\n\ndevice_map\x18\x05 \x03(\x0b\x32<.treadle.api.registry.v1.PlanDeviceMapRequest.DeviceMapEntry\x1a\x30\n\x0eMaxMemoryEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x30\n\x0e\x44\x65viceMapEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb3\x02\n\x15PlanDeviceMapResponse\x12Q\n\ndevice_map\x18\x01 \x03(\x0b\x32=.treadle.api.registry.v1.PlanDeviceMapResponse.DeviceMapEntry\x12Q\n\nused_bytes\x18\x02 \x03(\x0b\x32=.treadle.api.registry.v1.PlanDeviceMapResponse.UsedBytesEntry\x12\x10\n\x08warnings\x18\x03 \x03(\t\x1a\x30\n\x0e\x44\x65viceMapEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eUsedBytesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\'\n\x15VerifyArtifactRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"E\n\x14VerifyArtifactResult\x12\x16\n\x0everified_bytes\x18\x01 \x01(\x04\x12\x15\n\rdamaged_files\x18\x02 \x03(\t\"A\n\x11UploadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x12UploadBlobResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x04\"5\n\x13\x44ownloadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"4\n\x14\x44ownloadBlobResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c*\x9a\x01\n\x0bImportStage\x12\x1c\n\x18IMPORT_STAGE_UNSPECIFIED\x10\x00\x12\x19\n\x15IMPORT_STAGE_CHECKING\x10\x01\x12\x18\n\x14IMPORT_STAGE_COPYING\x10\x02\x12\x1b\n\x17IMPORT_STAGE_CONVERTING\x10\x03\x12\x1b\n\x17IMPORT_STAGE_PUBLISHING\x10\x04*\xc4\x01\n\x11\x44\x65viceMapStrategy\x12#\n\x1f\x44\x45VICE_MAP_STRATEGY_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x44\x45VICE_MAP_STRATEGY_AUTO\x10\x01\x12 \n\x1c\x44\x45VICE_MAP_STRATEGY_BALANCED\x10\x02\x12&\n\"DEVICE_MAP_STRATEGY_BALANCED_LOW_0\x10\x03\x12\"\n\x1e\x44\x45VICE_MAP_STRATEGY_SEQUENTIAL\x10\x04\x32\x82\x12\n\x0fRegistryService\x12Y\n\x0bImportModel\x12+.treadle.api.registry.v1.ImportModelRequest\x1a\x1d.google.longrunning.Operation\x12k\n\x0cResolveModel\x12,.treadle.api.registry.v1.ResolveModelRequest\x1a-.treadle.api.registry.v1.ResolveModelResponse\x12n\n\rListArtifacts\x12-.treadle.api.registry.v1.ListArtifactsRequest\x1a..treadle.api.registry.v1.ListArtifactsResponse\x12q\n\x0e\x44\x65leteArtifact\x12..treadle.api.registry.v1.DeleteArtifactRequest\x1a/.treadle.api.registry.v1.DeleteArtifactResponse\x12_\n\x08SetAlias\x12(.treadle.api.registry.v1.SetAliasRequest\x1a).treadle.api.registry.v1.SetAliasResponse\x12h\n\x0bListAliases\x12+.treadle.api.registry.v1.ListAliasesRequest\x1a,.treadle.api.registry.v1.ListAliasesResponse\x12h\n\x0b\x44\x65leteAlias\x12+.treadle.api.registry.v1.DeleteAliasRequest\x1a,.treadle.api.registry.v1.DeleteAliasResponse\x12t\n\x0fGetAliasHistory\x12/.treadle.api.registry.v1.GetAliasHistoryRequest\x1a\x30.treadle.api.registry.v1.GetAliasHistoryResponse\x12n\n\rSetDeployment\x12-.treadle.api.registry.v1.SetDeploymentRequest\x1a..treadle.api.registry.v1.SetDeploymentResponse\x12t\n\x0fListDeployments\x12/.treadle.api.registry.v1.ListDeploymentsRequest\x1a\x30.treadle.api.registry.v1.ListDeploymentsResponse\x12w\n\x10\x44\x65leteDeployment\x12\x30.treadle.api.registry.v1.DeleteDeploymentRequest\x1a\x31.treadle.api.registry.v1.DeleteDeploymentResponse\x12j\n\x0bWatchModels\x12+.treadle.api.registry.v1.WatchModelsRequest\x1a,.treadle.api.registry.v1.WatchModelsResponse0\x01\x12k\n\x0c\x41\x63quireLease\x12,.treadle.api.registry.v1.AcquireLeaseRequest\x1a-.treadle.api.registry.v1.AcquireLeaseResponse\x12\x65\n\nRenewLease\x12*.treadle.api.registry.v1.RenewLeaseRequest\x1a+.treadle.api.registry.v1.RenewLeaseResponse\x12k\n\x0cReleaseLease\x12,.treadle.api.registry.v1.ReleaseLeaseRequest\x1a-.treadle.api.registry.v1.ReleaseLeaseResponse\x12q\n\x0e\x45victArtifacts\x12..treadle.api.registry.v1.EvictArtifactsRequest\x1a/.treadle.api.registry.v1.EvictArtifactsResponse\x12q\n\x0e\x45stimateMemory\x12..treadle.api.registry.v1.EstimateMemoryRequest\x1a/.treadle.api.registry.v1.EstimateMemoryResponse\x12n\n\rPlanDeviceMap\x12-.treadle.api.registry.v1.PlanDeviceMapRequest\x1a..treadle.api.registry.v1.PlanDeviceMapResponse\x12_\n\x0eVerifyArtifact\x12..treadle.api.registry.v1.VerifyArtifactRequest\x1a\x1d.google.longrunning.Operation\x12g\n\nUploadBlob\x12*.treadle.api.registry.v1.UploadBlobRequest\x1a+.treadle.api.registry.v1.UploadBlobResponse(\x01\x12m\n\x0c\x44ownloadBlob\x12,.treadle.api.registry.v1.DownloadBlobRequest\x1a-.treadle.api.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&treadle/api/registry/v1/registry.proto\x12\x17treadle.api.registry.v1\x1a#google/longrunning/operations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&treadle/api/registry/v1/artifact.proto\x1a(treadle/api/registry/v1/deployment.proto\x1a(treadle/api/registry/v1/derivation.proto\x1a(treadle/api/registry/v1/inspection.proto\x1a#treadle/api/registry/v1/lease.proto\x1a&treadle/api/registry/v1/planning.proto\x1a$treadle/api/registry/v1/source.proto\x1a&treadle/api/registry/v1/transfer.proto\"\xbe\x02\n\x12ImportModelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x06\x66older\x18\x02 \x01(\tH\x00\x12\x13\n\tgguf_file\x18\x03 \x01(\tH\x00\x12\x11\n\x07package\x18\x04 \x01(\tH\x00\x12\x31\n\x03hub\x18\x05 \x01(\x0b\x32\".treadle.api.registry.v1.HubSourceH\x00\x12;\n\x08registry\x18\x08 \x01(\x0b\x32\'.treadle.api.registry.v1.RegistrySourceH\x00\x12:\n\x08uploaded\x18\t \x01(\x0b\x32&.treadle.api.registry.v1.UploadedFilesH\x00\x12\r\n\x05\x61lias\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x42\x08\n\x06source\"\xdd\x01\n\x13ImportModelMetadata\x12\x33\n\x05stage\x18\x01 \x01(\x0e\x32$.treadle.api.registry.v1.ImportStage\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x12\n\ndone_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\ndone_files\x18\x06 \x01(\r\x12\x13\n\x0btotal_files\x18\x07 \x01(\r\"r\n\x13ImportModelResponse\x12\x33\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32!.treadle.api.registry.v1.Artifact\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x17\n\x0f\x61lready_present\x18\x03 \x01(\x08\"$\n\x13ResolveModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"z\n\x14ResolveModelResponse\x12\x33\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32!.treadle.api.registry.v1.Artifact\x12-\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\"=\n\x14ListArtifactsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"f\n\x15ListArtifactsResponse\x12\x34\n\tartifacts\x18\x01 \x03(\x0b\x32!.treadle.api.registry.v1.Artifact\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\'\n\x15\x44\x65leteArtifactRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"-\n\x16\x44\x65leteArtifactResponse\x12\x13\n\x0b\x66reed_bytes\x18\x01 \x01(\x04\"m\n\x05\x41lias\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"A\n\x10SetAliasResponse\x12-\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\";\n\x12ListAliasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x13ListAliasesResponse\x12/\n\x07\x61liases\x18\x01 \x03(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x12\x44\x65leteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x15\n\x13\x44\x65leteAliasResponse\"M\n\x16GetAliasHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x17GetAliasHistoryResponse\x12/\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"@\n\x13PromoteAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"~\n\x14PromoteAliasResponse\x12-\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x37\n\ndeployment\x18\x02 \x01(\x0b\x32#.treadle.api.registry.v1.Deployment\"A\n\x14RollBackAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x01(\r\"\x7f\n\x15RollBackAliasResponse\x12-\n\x05\x61lias\x18\x01 \x01(\x0b\x32\x1e.treadle.api.registry.v1.Alias\x12\x37\n\ndeployment\x18\x02 \x01(\x0b\x32#.treadle.api.registry.v1.Deployment\"%\n\x12WatchModelsRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xf8\x01\n\x13WatchModelsResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12/\n\x05\x61lias\x18\x02 \x01(\x0b\x32\x1e.treadle.api.registry.v1.AliasH\x00\x12\x17\n\rdeleted_alias\x18\x03 \x01(\tH\x00\x12\x39\n\ndeployment\x18\x04 \x01(\x0b\x32#.treadle.api.registry.v1.DeploymentH\x00\x12\x1c\n\x12\x64\x65leted_deployment\x18\x05 \x01(\tH\x00\x12\x0f\n\x05reset\x18\x06 \x01(\x08H\x00\x12\x12\n\x08\x63omplete\x18\x07 \x01(\x08H\x00\x42\x08\n\x06\x63hange\";\n\x15VerifyArtifactRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"\xa3\x01\n\x16VerifyArtifactMetadata\x12\x12\n\ndone_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x16\n\x0e\x64one_artifacts\x18\x03 \x01(\r\x12\x17\n\x0ftotal_artifacts\x18\x04 \x01(\r\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x89\x01\n\x16VerifyArtifactResponse\x12\x16\n\x0everified_bytes\x18\x01 \x01(\x04\x12\x1a\n\x12verified_artifacts\x18\x02 \x01(\r\x12;\n\rdamaged_files\x18\x03 \x03(\x0b\x32$.treadle.api.registry.v1.DamagedFile\"c\n\x0b\x44\x61magedFile\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x17\n\x0f\x65xpected_digest\x18\x03 \x01(\t\x12\x14\n\x0c\x66ound_digest\x18\x04 \x01(\t*\xb8\x01\n\x0bImportStage\x12\x1c\n\x18IMPORT_STAGE_UNSPECIFIED\x10\x00\x12\x19\n\x15IMPORT_STAGE_CHECKING\x10\x01\x12\x18\n\x14IMPORT_STAGE_COPYING\x10\x02\x12\x1b\n\x17IMPORT_STAGE_CONVERTING\x10\x03\x12\x1b\n\x17IMPORT_STAGE_PUBLISHING\x10\x04\x12\x1c\n\x18IMPORT_STAGE_DOWNLOADING\x10\x05\x32\xe8\x17\n\x0fRegistryService\x12Y\n\x0bImportModel\x12+.treadle.api.registry.v1.ImportModelRequest\x1a\x1d.google.longrunning.Operation\x12k\n\x0cInspectModel\x12,.treadle.api.registry.v1.InspectModelRequest\x1a-.treadle.api.registry.v1.InspectModelResponse\x12k\n\x0cResolveModel\x12,.treadle.api.registry.v1.ResolveModelRequest\x1a-.treadle.api.registry.v1.ResolveModelResponse\x12n\n\rListArtifacts\x12-.treadle.api.registry.v1.ListArtifactsRequest\x1a..treadle.api.registry.v1.ListArtifactsResponse\x12q\n\x0e\x44\x65leteArtifact\x12..treadle.api.registry.v1.DeleteArtifactRequest\x1a/.treadle.api.registry.v1.DeleteArtifactResponse\x12_\n\x0eVerifyArtifact\x12..treadle.api.registry.v1.VerifyArtifactRequest\x1a\x1d.google.longrunning.Operation\x12_\n\x0e\x44\x65riveArtifact\x12..treadle.api.registry.v1.DeriveArtifactRequest\x1a\x1d.google.longrunning.Operation\x12_\n\x08SetAlias\x12(.treadle.api.registry.v1.SetAliasRequest\x1a).treadle.api.registry.v1.SetAliasResponse\x12h\n\x0bListAliases\x12+.treadle.api.registry.v1.ListAliasesRequest\x1a,.treadle.api.registry.v1.ListAliasesResponse\x12h\n\x0b\x44\x65leteAlias\x12+.treadle.api.registry.v1.DeleteAliasRequest\x1a,.treadle.api.registry.v1.DeleteAliasResponse\x12t\n\x0fGetAliasHistory\x12/.treadle.api.registry.v1.GetAliasHistoryRequest\x1a\x30.treadle.api.registry.v1.GetAliasHistoryResponse\x12k\n\x0cPromoteAlias\x12,.treadle.api.registry.v1.PromoteAliasRequest\x1a-.treadle.api.registry.v1.PromoteAliasResponse\x12n\n\rRollBackAlias\x12-.treadle.api.registry.v1.RollBackAliasRequest\x1a..treadle.api.registry.v1.RollBackAliasResponse\x12n\n\rSetDeployment\x12-.treadle.api.registry.v1.SetDeploymentRequest\x1a..treadle.api.registry.v1.SetDeploymentResponse\x12n\n\rGetDeployment\x12-.treadle.api.registry.v1.GetDeploymentRequest\x1a..treadle.api.registry.v1.GetDeploymentResponse\x12t\n\x0fListDeployments\x12/.treadle.api.registry.v1.ListDeploymentsRequest\x1a\x30.treadle.api.registry.v1.ListDeploymentsResponse\x12w\n\x10\x44\x65leteDeployment\x12\x30.treadle.api.registry.v1.DeleteDeploymentRequest\x1a\x31.treadle.api.registry.v1.DeleteDeploymentResponse\x12j\n\x0bWatchModels\x12+.treadle.api.registry.v1.WatchModelsRequest\x1a,.treadle.api.registry.v1.WatchModelsResponse0\x01\x12k\n\x0c\x41\x63quireLease\x12,.treadle.api.registry.v1.AcquireLeaseRequest\x1a-.treadle.api.registry.v1.AcquireLeaseResponse\x12\x65\n\nRenewLease\x12*.treadle.api.registry.v1.RenewLeaseRequest\x1a+.treadle.api.registry.v1.RenewLeaseResponse\x12k\n\x0cReleaseLease\x12,.treadle.api.registry.v1.ReleaseLeaseRequest\x1a-.treadle.api.registry.v1.ReleaseLeaseResponse\x12\x65\n\nListLeases\x12*.treadle.api.registry.v1.ListLeasesRequest\x1a+.treadle.api.registry.v1.ListLeasesResponse\x12q\n\x0e\x45victArtifacts\x12..treadle.api.registry.v1.EvictArtifactsRequest\x1a/.treadle.api.registry.v1.EvictArtifactsResponse\x12q\n\x0e\x45stimateMemory\x12..treadle.api.registry.v1.EstimateMemoryRequest\x1a/.treadle.api.registry.v1.EstimateMemoryResponse\x12n\n\rPlanDeviceMap\x12-.treadle.api.registry.v1.PlanDeviceMapRequest\x1a..treadle.api.registry.v1.PlanDeviceMapResponse\x12\x62\n\tGetUpload\x12).treadle.api.registry.v1.GetUploadRequest\x1a*.treadle.api.registry.v1.GetUploadResponse\x12g\n\nUploadBlob\x12*.treadle.api.registry.v1.UploadBlobRequest\x1a+.treadle.api.registry.v1.UploadBlobResponse(\x01\x12m\n\x0c\x44ownloadBlob\x12,.treadle.api.registry.v1.DownloadBlobRequest\x1a-.treadle.api.registry.v1.DownloadBlobResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.api.registry.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PLANDEVICEMAPREQUEST_MAXMEMORYENTRY']._loaded_options = None
-  _globals['_PLANDEVICEMAPREQUEST_MAXMEMORYENTRY']._serialized_options = b'8\001'
-  _globals['_PLANDEVICEMAPREQUEST_DEVICEMAPENTRY']._loaded_options = None
-  _globals['_PLANDEVICEMAPREQUEST_DEVICEMAPENTRY']._serialized_options = b'8\001'
-  _globals['_PLANDEVICEMAPRESPONSE_DEVICEMAPENTRY']._loaded_options = None
-  _globals['_PLANDEVICEMAPRESPONSE_DEVICEMAPENTRY']._serialized_options = b'8\001'
-  _globals['_PLANDEVICEMAPRESPONSE_USEDBYTESENTRY']._loaded_options = None
-  _globals['_PLANDEVICEMAPRESPONSE_USEDBYTESENTRY']._serialized_options = b'8\001'
-  _globals['_IMPORTSTAGE']._serialized_start=5154
-  _globals['_IMPORTSTAGE']._serialized_end=5308
-  _globals['_DEVICEMAPSTRATEGY']._serialized_start=5311
-  _globals['_DEVICEMAPSTRATEGY']._serialized_end=5507
-  _globals['_IMPORTMODELREQUEST']._serialized_start=210
-  _globals['_IMPORTMODELREQUEST']._serialized_end=407
-  _globals['_HUBSOURCE']._serialized_start=409
-  _globals['_HUBSOURCE']._serialized_end=520
-  _globals['_IMPORTMODELMETADATA']._serialized_start=523
-  _globals['_IMPORTMODELMETADATA']._serialized_end=703
-  _globals['_IMPORTMODELRESPONSE']._serialized_start=705
-  _globals['_IMPORTMODELRESPONSE']._serialized_end=819
-  _globals['_RESOLVEMODELREQUEST']._serialized_start=821
-  _globals['_RESOLVEMODELREQUEST']._serialized_end=857
-  _globals['_RESOLVEMODELRESPONSE']._serialized_start=859
-  _globals['_RESOLVEMODELRESPONSE']._serialized_end=981
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=983
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1044
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1046
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1148
-  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1150
-  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1189
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=1191
-  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=1236
-  _globals['_ALIAS']._serialized_start=1238
-  _globals['_ALIAS']._serialized_end=1347
-  _globals['_SETALIASREQUEST']._serialized_start=1349
-  _globals['_SETALIASREQUEST']._serialized_end=1419
-  _globals['_SETALIASRESPONSE']._serialized_start=1421
-  _globals['_SETALIASRESPONSE']._serialized_end=1486
-  _globals['_LISTALIASESREQUEST']._serialized_start=1488
-  _globals['_LISTALIASESREQUEST']._serialized_end=1547
-  _globals['_LISTALIASESRESPONSE']._serialized_start=1549
-  _globals['_LISTALIASESRESPONSE']._serialized_end=1644
-  _globals['_DELETEALIASREQUEST']._serialized_start=1646
-  _globals['_DELETEALIASREQUEST']._serialized_end=1694
-  _globals['_DELETEALIASRESPONSE']._serialized_start=1696
-  _globals['_DELETEALIASRESPONSE']._serialized_end=1717
-  _globals['_GETALIASHISTORYREQUEST']._serialized_start=1719
-  _globals['_GETALIASHISTORYREQUEST']._serialized_end=1796
-  _globals['_GETALIASHISTORYRESPONSE']._serialized_start=1798
-  _globals['_GETALIASHISTORYRESPONSE']._serialized_end=1897
-  _globals['_SERVINGCONFIGURATION']._serialized_start=1899
-  _globals['_SERVINGCONFIGURATION']._serialized_end=1979
-  _globals['_DEPLOYMENTTARGET']._serialized_start=1982
-  _globals['_DEPLOYMENTTARGET']._serialized_end=2111
-  _globals['_DEPLOYMENT']._serialized_start=2114
-  _globals['_DEPLOYMENT']._serialized_end=2307
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_start=2309
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_end=2388
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_start=2390
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_end=2470
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2472
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2535
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2537
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2645
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_start=2647
-  _globals['_DELETEDEPLOYMENTREQUEST']._serialized_end=2701
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_start=2703
-  _globals['_DELETEDEPLOYMENTRESPONSE']._serialized_end=2729
-  _globals['_WATCHMODELSREQUEST']._serialized_start=2731
-  _globals['_WATCHMODELSREQUEST']._serialized_end=2768
-  _globals['_WATCHMODELSRESPONSE']._serialized_start=2771
-  _globals['_WATCHMODELSRESPONSE']._serialized_end=2982
-  _globals['_LEASE']._serialized_start=2984
-  _globals['_LEASE']._serialized_end=3099
-  _globals['_ACQUIRELEASEREQUEST']._serialized_start=3102
-  _globals['_ACQUIRELEASEREQUEST']._serialized_end=3233
-  _globals['_ACQUIRELEASERESPONSE']._serialized_start=3235
-  _globals['_ACQUIRELEASERESPONSE']._serialized_end=3304
-  _globals['_RENEWLEASEREQUEST']._serialized_start=3306
-  _globals['_RENEWLEASEREQUEST']._serialized_end=3392
-  _globals['_RENEWLEASERESPONSE']._serialized_start=3394
-  _globals['_RENEWLEASERESPONSE']._serialized_end=3461
-  _globals['_RELEASELEASEREQUEST']._serialized_start=3463
-  _globals['_RELEASELEASEREQUEST']._serialized_end=3502
-  _globals['_RELEASELEASERESPONSE']._serialized_start=3504
-  _globals['_RELEASELEASERESPONSE']._serialized_end=3526
-  _globals['_EVICTARTIFACTSREQUEST']._serialized_start=3528
-  _globals['_EVICTARTIFACTSREQUEST']._serialized_end=3590
-  _globals['_EVICTARTIFACTSRESPONSE']._serialized_start=3592
-  _globals['_EVICTARTIFACTSRESPONSE']._serialized_end=3670
-  _globals['_EVICTION']._serialized_start=3672
-  _globals['_EVICTION']._serialized_end=3752
-  _globals['_ESTIMATEMEMORYREQUEST']._serialized_start=3755
-  _globals['_ESTIMATEMEMORYREQUEST']._serialized_end=3925
-  _globals['_ESTIMATEMEMORYRESPONSE']._serialized_start=3928
-  _globals['_ESTIMATEMEMORYRESPONSE']._serialized_end=4070
-  _globals['_PLANDEVICEMAPREQUEST']._serialized_start=4073
-  _globals['_PLANDEVICEMAPREQUEST']._serialized_end=4506
-  _globals['_PLANDEVICEMAPREQUEST_MAXMEMORYENTRY']._serialized_start=4408
-  _globals['_PLANDEVICEMAPREQUEST_MAXMEMORYENTRY']._serialized_end=4456
-  _globals['_PLANDEVICEMAPREQUEST_DEVICEMAPENTRY']._serialized_start=4458
-  _globals['_PLANDEVICEMAPREQUEST_DEVICEMAPENTRY']._serialized_end=4506
-  _globals['_PLANDEVICEMAPRESPONSE']._serialized_start=4509
-  _globals['_PLANDEVICEMAPRESPONSE']._serialized_end=4816
-  _globals['_PLANDEVICEMAPRESPONSE_DEVICEMAPENTRY']._serialized_start=4458
-  _globals['_PLANDEVICEMAPRESPONSE_DEVICEMAPENTRY']._serialized_end=4506
-  _globals['_PLANDEVICEMAPRESPONSE_USEDBYTESENTRY']._serialized_start=4768
-  _globals['_PLANDEVICEMAPRESPONSE_USEDBYTESENTRY']._serialized_end=4816
-  _globals['_VERIFYARTIFACTREQUEST']._serialized_start=4818
-  _globals['_VERIFYARTIFACTREQUEST']._serialized_end=4857
-  _globals['_VERIFYARTIFACTRESULT']._serialized_start=4859
-  _globals['_VERIFYARTIFACTRESULT']._serialized_end=4928
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=4930
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=4995
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=4997
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=5042
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=5044
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=5097
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=5099
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=5151
-  _globals['_REGISTRYSERVICE']._serialized_start=5510
-  _globals['_REGISTRYSERVICE']._serialized_end=7816
+  _globals['_IMPORTSTAGE']._serialized_start=3346
+  _globals['_IMPORTSTAGE']._serialized_end=3530
+  _globals['_IMPORTMODELREQUEST']._serialized_start=459
+  _globals['_IMPORTMODELREQUEST']._serialized_end=777
+  _globals['_IMPORTMODELMETADATA']._serialized_start=780
+  _globals['_IMPORTMODELMETADATA']._serialized_end=1001
+  _globals['_IMPORTMODELRESPONSE']._serialized_start=1003
+  _globals['_IMPORTMODELRESPONSE']._serialized_end=1117
+  _globals['_RESOLVEMODELREQUEST']._serialized_start=1119
+  _globals['_RESOLVEMODELREQUEST']._serialized_end=1155
+  _globals['_RESOLVEMODELRESPONSE']._serialized_start=1157
+  _globals['_RESOLVEMODELRESPONSE']._serialized_end=1279
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1281
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1342
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1344
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1446
+  _globals['_DELETEARTIFACTREQUEST']._serialized_start=1448
+  _globals['_DELETEARTIFACTREQUEST']._serialized_end=1487
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_start=1489
+  _globals['_DELETEARTIFACTRESPONSE']._serialized_end=1534
+  _globals['_ALIAS']._serialized_start=1536
+  _globals['_ALIAS']._serialized_end=1645
+  _globals['_SETALIASREQUEST']._serialized_start=1647
+  _globals['_SETALIASREQUEST']._serialized_end=1717
+  _globals['_SETALIASRESPONSE']._serialized_start=1719
+  _globals['_SETALIASRESPONSE']._serialized_end=1784
+  _globals['_LISTALIASESREQUEST']._serialized_start=1786
+  _globals['_LISTALIASESREQUEST']._serialized_end=1845
+  _globals['_LISTALIASESRESPONSE']._serialized_start=1847
+  _globals['_LISTALIASESRESPONSE']._serialized_end=1942
+  _globals['_DELETEALIASREQUEST']._serialized_start=1944
+  _globals['_DELETEALIASREQUEST']._serialized_end=1992
+  _globals['_DELETEALIASRESPONSE']._serialized_start=1994
+  _globals['_DELETEALIASRESPONSE']._serialized_end=2015
+  _globals['_GETALIASHISTORYREQUEST']._serialized_start=2017
+  _globals['_GETALIASHISTORYREQUEST']._serialized_end=2094
+  _globals['_GETALIASHISTORYRESPONSE']._serialized_start=2096
+  _globals['_GETALIASHISTORYRESPONSE']._serialized_end=2195
+  _globals['_PROMOTEALIASREQUEST']._serialized_start=2197
+  _globals['_PROMOTEALIASREQUEST']._serialized_end=2261
+  _globals['_PROMOTEALIASRESPONSE']._serialized_start=2263
+  _globals['_PROMOTEALIASRESPONSE']._serialized_end=2389
+  _globals['_ROLLBACKALIASREQUEST']._serialized_start=2391
+  _globals['_ROLLBACKALIASREQUEST']._serialized_end=2456
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_start=2458
+  _globals['_ROLLBACKALIASRESPONSE']._serialized_end=2585
+  _globals['_WATCHMODELSREQUEST']._serialized_start=2587
+  _globals['_WATCHMODELSREQUEST']._serialized_end=2624
+  _globals['_WATCHMODELSRESPONSE']._serialized_start=2627
+  _globals['_WATCHMODELSRESPONSE']._serialized_end=2875
+  _globals['_VERIFYARTIFACTREQUEST']._serialized_start=2877
+  _globals['_VERIFYARTIFACTREQUEST']._serialized_end=2936
+  _globals['_VERIFYARTIFACTMETADATA']._serialized_start=2939
+  _globals['_VERIFYARTIFACTMETADATA']._serialized_end=3102
+  _globals['_VERIFYARTIFACTRESPONSE']._serialized_start=3105
+  _globals['_VERIFYARTIFACTRESPONSE']._serialized_end=3242
+  _globals['_DAMAGEDFILE']._serialized_start=3244
+  _globals['_DAMAGEDFILE']._serialized_end=3343
+  _globals['_REGISTRYSERVICE']._serialized_start=3533
+  _globals['_REGISTRYSERVICE']._serialized_end=6581
 # @@protoc_insertion_point(module_scope)

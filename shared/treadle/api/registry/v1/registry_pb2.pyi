@@ -5,12 +5,13 @@ The model store: find, import, verify, name, deploy, lease, plan."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from treadle.api.registry.v1 import artifact_pb2 as _artifact_pb2
+from treadle.api.registry.v1 import deployment_pb2 as _deployment_pb2
+from treadle.api.registry.v1 import source_pb2 as _source_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -33,6 +34,8 @@ class _ImportStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportSta
     IMPORT_STAGE_COPYING: _ImportStage.ValueType  # 2
     IMPORT_STAGE_CONVERTING: _ImportStage.ValueType  # 3
     IMPORT_STAGE_PUBLISHING: _ImportStage.ValueType  # 4
+    IMPORT_STAGE_DOWNLOADING: _ImportStage.ValueType  # 5
+    """From a hub or another registry."""
 
 class ImportStage(_ImportStage, metaclass=_ImportStageEnumTypeWrapper): ...
 
@@ -41,28 +44,9 @@ IMPORT_STAGE_CHECKING: ImportStage.ValueType  # 1
 IMPORT_STAGE_COPYING: ImportStage.ValueType  # 2
 IMPORT_STAGE_CONVERTING: ImportStage.ValueType  # 3
 IMPORT_STAGE_PUBLISHING: ImportStage.ValueType  # 4
+IMPORT_STAGE_DOWNLOADING: ImportStage.ValueType  # 5
+"""From a hub or another registry."""
 Global___ImportStage: _TypeAlias = ImportStage  # noqa: Y015
-
-class _DeviceMapStrategy:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _DeviceMapStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceMapStrategy.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    DEVICE_MAP_STRATEGY_UNSPECIFIED: _DeviceMapStrategy.ValueType  # 0
-    DEVICE_MAP_STRATEGY_AUTO: _DeviceMapStrategy.ValueType  # 1
-    DEVICE_MAP_STRATEGY_BALANCED: _DeviceMapStrategy.ValueType  # 2
-    DEVICE_MAP_STRATEGY_BALANCED_LOW_0: _DeviceMapStrategy.ValueType  # 3
-    DEVICE_MAP_STRATEGY_SEQUENTIAL: _DeviceMapStrategy.ValueType  # 4
-
-class DeviceMapStrategy(_DeviceMapStrategy, metaclass=_DeviceMapStrategyEnumTypeWrapper): ...
-
-DEVICE_MAP_STRATEGY_UNSPECIFIED: DeviceMapStrategy.ValueType  # 0
-DEVICE_MAP_STRATEGY_AUTO: DeviceMapStrategy.ValueType  # 1
-DEVICE_MAP_STRATEGY_BALANCED: DeviceMapStrategy.ValueType  # 2
-DEVICE_MAP_STRATEGY_BALANCED_LOW_0: DeviceMapStrategy.ValueType  # 3
-DEVICE_MAP_STRATEGY_SEQUENTIAL: DeviceMapStrategy.ValueType  # 4
-Global___DeviceMapStrategy: _TypeAlias = DeviceMapStrategy  # noqa: Y015
 
 @_typing.final
 class ImportModelRequest(_message.Message):
@@ -73,6 +57,8 @@ class ImportModelRequest(_message.Message):
     GGUF_FILE_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
     HUB_FIELD_NUMBER: _builtins.int
+    REGISTRY_FIELD_NUMBER: _builtins.int
+    UPLOADED_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
@@ -88,7 +74,11 @@ class ImportModelRequest(_message.Message):
     validate_only: _builtins.bool
     """Check the source and say what would be imported; write nothing."""
     @_builtins.property
-    def hub(self) -> Global___HubSource: ...
+    def hub(self) -> _source_pb2.HubSource: ...
+    @_builtins.property
+    def registry(self) -> _source_pb2.RegistrySource: ...
+    @_builtins.property
+    def uploaded(self) -> _source_pb2.UploadedFiles: ...
     def __init__(
         self,
         *,
@@ -96,50 +86,21 @@ class ImportModelRequest(_message.Message):
         folder: _builtins.str = ...,
         gguf_file: _builtins.str = ...,
         package: _builtins.str = ...,
-        hub: Global___HubSource | None = ...,
+        hub: _source_pb2.HubSource | None = ...,
+        registry: _source_pb2.RegistrySource | None = ...,
+        uploaded: _source_pb2.UploadedFiles | None = ...,
         alias: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "gguf_file", b"gguf_file", "hub", b"hub", "package", b"package", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder", "gguf_file", b"gguf_file", "hub", b"hub", "package", b"package", "registry", b"registry", "source", b"source", "uploaded", b"uploaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "folder", b"folder", "gguf_file", b"gguf_file", "hub", b"hub", "package", b"package", "request_id", b"request_id", "source", b"source", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "folder", b"folder", "gguf_file", b"gguf_file", "hub", b"hub", "package", b"package", "registry", b"registry", "request_id", b"request_id", "source", b"source", "uploaded", b"uploaded", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["folder", "gguf_file", "package", "hub"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["folder", "gguf_file", "package", "hub", "registry", "uploaded"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___ImportModelRequest: _TypeAlias = ImportModelRequest  # noqa: Y015
-
-@_typing.final
-class HubSource(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REPOSITORY_FIELD_NUMBER: _builtins.int
-    REVISION_FIELD_NUMBER: _builtins.int
-    VARIANT_FIELD_NUMBER: _builtins.int
-    GGUF_FILE_FIELD_NUMBER: _builtins.int
-    LOCAL_FILES_ONLY_FIELD_NUMBER: _builtins.int
-    repository: _builtins.str
-    revision: _builtins.str
-    variant: _builtins.str
-    gguf_file: _builtins.str
-    local_files_only: _builtins.bool
-    def __init__(
-        self,
-        *,
-        repository: _builtins.str = ...,
-        revision: _builtins.str = ...,
-        variant: _builtins.str = ...,
-        gguf_file: _builtins.str = ...,
-        local_files_only: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gguf_file", b"gguf_file", "local_files_only", b"local_files_only", "repository", b"repository", "revision", b"revision", "variant", b"variant"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___HubSource: _TypeAlias = HubSource  # noqa: Y015
 
 @_typing.final
 class ImportModelMetadata(_message.Message):
@@ -150,10 +111,15 @@ class ImportModelMetadata(_message.Message):
     DONE_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    DONE_FILES_FIELD_NUMBER: _builtins.int
+    TOTAL_FILES_FIELD_NUMBER: _builtins.int
     stage: Global___ImportStage.ValueType
     source: _builtins.str
     done_bytes: _builtins.int
     total_bytes: _builtins.int
+    done_files: _builtins.int
+    """Of the files that are downloaded."""
+    total_files: _builtins.int
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -164,10 +130,12 @@ class ImportModelMetadata(_message.Message):
         done_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        done_files: _builtins.int = ...,
+        total_files: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_bytes", b"done_bytes", "source", b"source", "stage", b"stage", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_bytes", b"done_bytes", "done_files", b"done_files", "source", b"source", "stage", b"stage", "total_bytes", b"total_bytes", "total_files", b"total_files"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,220 +504,110 @@ class GetAliasHistoryResponse(_message.Message):
 Global___GetAliasHistoryResponse: _TypeAlias = GetAliasHistoryResponse  # noqa: Y015
 
 @_typing.final
-class ServingConfiguration(_message.Message):
-    """How an artifact is computed: part of what names its lanes."""
-
+class PromoteAliasRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DTYPE_FIELD_NUMBER: _builtins.int
-    QUANTIZATION_FIELD_NUMBER: _builtins.int
-    CACHE_DTYPE_FIELD_NUMBER: _builtins.int
-    dtype: _builtins.str
-    """"bfloat16", "float32", "float16"."""
-    quantization: _builtins.str
-    """"", "int8", "int4", ..."""
-    cache_dtype: _builtins.str
-    """"" as dtype."""
-    def __init__(
-        self,
-        *,
-        dtype: _builtins.str = ...,
-        quantization: _builtins.str = ...,
-        cache_dtype: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_dtype", b"cache_dtype", "dtype", b"dtype", "quantization", b"quantization"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ServingConfiguration: _TypeAlias = ServingConfiguration  # noqa: Y015
-
-@_typing.final
-class DeploymentTarget(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    CONFIGURATION_FIELD_NUMBER: _builtins.int
-    WEIGHT_FIELD_NUMBER: _builtins.int
-    artifact_digest: _builtins.str
-    weight: _builtins.int
-    """Share of the requests, relative to the other targets."""
-    @_builtins.property
-    def configuration(self) -> Global___ServingConfiguration: ...
-    def __init__(
-        self,
-        *,
-        artifact_digest: _builtins.str = ...,
-        configuration: Global___ServingConfiguration | None = ...,
-        weight: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "configuration", b"configuration", "weight", b"weight"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DeploymentTarget: _TypeAlias = DeploymentTarget  # noqa: Y015
-
-@_typing.final
-class Deployment(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ALIAS_FIELD_NUMBER: _builtins.int
-    TARGETS_FIELD_NUMBER: _builtins.int
-    REPLICAS_FIELD_NUMBER: _builtins.int
-    WARM_UP_PROMPTS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
-    UPDATE_TIME_FIELD_NUMBER: _builtins.int
-    alias: _builtins.str
-    replicas: _builtins.int
+    name: _builtins.str
+    model: _builtins.str
+    """An alias or digest."""
     etag: _builtins.str
-    @_builtins.property
-    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentTarget]: ...
-    @_builtins.property
-    def warm_up_prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    """The etag that the alias must have now; empty: whatever it has."""
     def __init__(
         self,
         *,
-        alias: _builtins.str = ...,
-        targets: _abc.Iterable[Global___DeploymentTarget] | None = ...,
-        replicas: _builtins.int = ...,
-        warm_up_prompts: _abc.Iterable[_builtins.str] | None = ...,
-        etag: _builtins.str = ...,
-        update_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag", "replicas", b"replicas", "targets", b"targets", "update_time", b"update_time", "warm_up_prompts", b"warm_up_prompts"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
-
-@_typing.final
-class SetDeploymentRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
-    def __init__(
-        self,
-        *,
-        deployment: Global___Deployment | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SetDeploymentRequest: _TypeAlias = SetDeploymentRequest  # noqa: Y015
-
-@_typing.final
-class SetDeploymentResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
-    def __init__(
-        self,
-        *,
-        deployment: Global___Deployment | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SetDeploymentResponse: _TypeAlias = SetDeploymentResponse  # noqa: Y015
-
-@_typing.final
-class ListDeploymentsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    page_token: _builtins.str
-    def __init__(
-        self,
-        *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDeploymentsRequest: _TypeAlias = ListDeploymentsRequest  # noqa: Y015
-
-@_typing.final
-class ListDeploymentsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    @_builtins.property
-    def deployments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Deployment]: ...
-    def __init__(
-        self,
-        *,
-        deployments: _abc.Iterable[Global___Deployment] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDeploymentsResponse: _TypeAlias = ListDeploymentsResponse  # noqa: Y015
-
-@_typing.final
-class DeleteDeploymentRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ALIAS_FIELD_NUMBER: _builtins.int
-    ETAG_FIELD_NUMBER: _builtins.int
-    alias: _builtins.str
-    etag: _builtins.str
-    def __init__(
-        self,
-        *,
-        alias: _builtins.str = ...,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "etag", b"etag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "model", b"model", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteDeploymentRequest: _TypeAlias = DeleteDeploymentRequest  # noqa: Y015
+Global___PromoteAliasRequest: _TypeAlias = PromoteAliasRequest  # noqa: Y015
 
 @_typing.final
-class DeleteDeploymentResponse(_message.Message):
+class PromoteAliasResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alias(self) -> Global___Alias:
+        """As it is now: the artifact is the new one only if it could move at once."""
+
+    @_builtins.property
+    def deployment(self) -> _deployment_pb2.Deployment:
+        """Set where workers serve the alias: what is rolled out."""
 
     def __init__(
         self,
+        *,
+        alias: Global___Alias | None = ...,
+        deployment: _deployment_pb2.Deployment | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "deployment", b"deployment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "deployment", b"deployment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___DeleteDeploymentResponse: _TypeAlias = DeleteDeploymentResponse  # noqa: Y015
+Global___PromoteAliasResponse: _TypeAlias = PromoteAliasResponse  # noqa: Y015
+
+@_typing.final
+class RollBackAliasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    etag: _builtins.str
+    """The etag that the alias must have now; empty: whatever it has."""
+    steps: _builtins.int
+    """How many different artifacts to go back; 0 is 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackAliasRequest: _TypeAlias = RollBackAliasRequest  # noqa: Y015
+
+@_typing.final
+class RollBackAliasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alias(self) -> Global___Alias: ...
+    @_builtins.property
+    def deployment(self) -> _deployment_pb2.Deployment: ...
+    def __init__(
+        self,
+        *,
+        alias: Global___Alias | None = ...,
+        deployment: _deployment_pb2.Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackAliasResponse: _TypeAlias = RollBackAliasResponse  # noqa: Y015
 
 @_typing.final
 class WatchModelsRequest(_message.Message):
@@ -757,7 +615,7 @@ class WatchModelsRequest(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Changes after this version; empty: the whole state first."""
+    """Changes after this version; empty, or too old: the whole state first."""
     def __init__(
         self,
         *,
@@ -780,595 +638,147 @@ class WatchModelsResponse(_message.Message):
     DELETED_ALIAS_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     DELETED_DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     deleted_alias: _builtins.str
     deleted_deployment: _builtins.str
+    reset: _builtins.bool
+    """The whole state begins: what is not named until `complete` is gone."""
+    complete: _builtins.bool
+    """The whole state has been said; what follows are changes."""
     @_builtins.property
     def alias(self) -> Global___Alias: ...
     @_builtins.property
-    def deployment(self) -> Global___Deployment: ...
+    def deployment(self) -> _deployment_pb2.Deployment: ...
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         alias: Global___Alias | None = ...,
         deleted_alias: _builtins.str = ...,
-        deployment: Global___Deployment | None = ...,
+        deployment: _deployment_pb2.Deployment | None = ...,
         deleted_deployment: _builtins.str = ...,
+        reset: _builtins.bool = ...,
+        complete: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "change", b"change", "deleted_alias", b"deleted_alias", "deleted_deployment", b"deleted_deployment", "deployment", b"deployment"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "change", b"change", "complete", b"complete", "deleted_alias", b"deleted_alias", "deleted_deployment", b"deleted_deployment", "deployment", b"deployment", "reset", b"reset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "change", b"change", "deleted_alias", b"deleted_alias", "deleted_deployment", b"deleted_deployment", "deployment", b"deployment", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "change", b"change", "complete", b"complete", "deleted_alias", b"deleted_alias", "deleted_deployment", b"deleted_deployment", "deployment", b"deployment", "reset", b"reset", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["alias", "deleted_alias", "deployment", "deleted_deployment"]  # noqa: Y015
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["alias", "deleted_alias", "deployment", "deleted_deployment", "reset", "complete"]  # noqa: Y015
     _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
 
 Global___WatchModelsResponse: _TypeAlias = WatchModelsResponse  # noqa: Y015
 
 @_typing.final
-class Lease(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    HOLDER_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.str
-    artifact_digest: _builtins.str
-    holder: _builtins.str
-    @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        lease_id: _builtins.str = ...,
-        artifact_digest: _builtins.str = ...,
-        holder: _builtins.str = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "expire_time", b"expire_time", "holder", b"holder", "lease_id", b"lease_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Lease: _TypeAlias = Lease  # noqa: Y015
-
-@_typing.final
-class AcquireLeaseRequest(_message.Message):
+class VerifyArtifactRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    HOLDER_FIELD_NUMBER: _builtins.int
-    TIME_TO_LIVE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    artifact_digest: _builtins.str
-    holder: _builtins.str
-    @_builtins.property
-    def time_to_live(self) -> _duration_pb2.Duration: ...
+    """The same id with the same request gives the same operation."""
+    digest: _builtins.str
+    """An artifact's; empty: every artifact of the store."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        artifact_digest: _builtins.str = ...,
-        holder: _builtins.str = ...,
-        time_to_live: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_live", b"time_to_live"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "holder", b"holder", "request_id", b"request_id", "time_to_live", b"time_to_live"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AcquireLeaseRequest: _TypeAlias = AcquireLeaseRequest  # noqa: Y015
-
-@_typing.final
-class AcquireLeaseResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def lease(self) -> Global___Lease: ...
-    def __init__(
-        self,
-        *,
-        lease: Global___Lease | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___AcquireLeaseResponse: _TypeAlias = AcquireLeaseResponse  # noqa: Y015
-
-@_typing.final
-class RenewLeaseRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    TIME_TO_LIVE_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.str
-    @_builtins.property
-    def time_to_live(self) -> _duration_pb2.Duration: ...
-    def __init__(
-        self,
-        *,
-        lease_id: _builtins.str = ...,
-        time_to_live: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time_to_live", b"time_to_live"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "time_to_live", b"time_to_live"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RenewLeaseRequest: _TypeAlias = RenewLeaseRequest  # noqa: Y015
-
-@_typing.final
-class RenewLeaseResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def lease(self) -> Global___Lease: ...
-    def __init__(
-        self,
-        *,
-        lease: Global___Lease | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
-
-@_typing.final
-class ReleaseLeaseRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    LEASE_ID_FIELD_NUMBER: _builtins.int
-    lease_id: _builtins.str
-    def __init__(
-        self,
-        *,
-        lease_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseLeaseRequest: _TypeAlias = ReleaseLeaseRequest  # noqa: Y015
-
-@_typing.final
-class ReleaseLeaseResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReleaseLeaseResponse: _TypeAlias = ReleaseLeaseResponse  # noqa: Y015
-
-@_typing.final
-class EvictArtifactsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TARGET_BYTES_FIELD_NUMBER: _builtins.int
-    DRY_RUN_FIELD_NUMBER: _builtins.int
-    target_bytes: _builtins.int
-    """The store's size to reach."""
-    dry_run: _builtins.bool
-    def __init__(
-        self,
-        *,
-        target_bytes: _builtins.int = ...,
-        dry_run: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "target_bytes", b"target_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EvictArtifactsRequest: _TypeAlias = EvictArtifactsRequest  # noqa: Y015
-
-@_typing.final
-class EvictArtifactsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EVICTIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def evictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Eviction]: ...
-    def __init__(
-        self,
-        *,
-        evictions: _abc.Iterable[Global___Eviction] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["evictions", b"evictions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EvictArtifactsResponse: _TypeAlias = EvictArtifactsResponse  # noqa: Y015
-
-@_typing.final
-class Eviction(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
-    BYTES_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    KEPT_FIELD_NUMBER: _builtins.int
-    artifact_digest: _builtins.str
-    bytes: _builtins.int
-    reason: _builtins.str
-    kept: _builtins.bool
-    def __init__(
-        self,
-        *,
-        artifact_digest: _builtins.str = ...,
-        bytes: _builtins.int = ...,
-        reason: _builtins.str = ...,
-        kept: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "bytes", b"bytes", "kept", b"kept", "reason", b"reason"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Eviction: _TypeAlias = Eviction  # noqa: Y015
-
-@_typing.final
-class EstimateMemoryRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: _builtins.int
-    CONFIGURATION_FIELD_NUMBER: _builtins.int
-    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
-    BATCH_SIZE_FIELD_NUMBER: _builtins.int
-    TRAINING_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    context_length: _builtins.int
-    batch_size: _builtins.int
-    training: _builtins.bool
-    @_builtins.property
-    def configuration(self) -> Global___ServingConfiguration: ...
-    def __init__(
-        self,
-        *,
-        model: _builtins.str = ...,
-        configuration: Global___ServingConfiguration | None = ...,
-        context_length: _builtins.int = ...,
-        batch_size: _builtins.int = ...,
-        training: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "configuration", b"configuration", "context_length", b"context_length", "model", b"model", "training", b"training"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EstimateMemoryRequest: _TypeAlias = EstimateMemoryRequest  # noqa: Y015
-
-@_typing.final
-class EstimateMemoryResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
-    CACHE_BYTES_FIELD_NUMBER: _builtins.int
-    ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
-    GRADIENT_BYTES_FIELD_NUMBER: _builtins.int
-    OPTIMIZER_BYTES_FIELD_NUMBER: _builtins.int
-    weight_bytes: _builtins.int
-    cache_bytes: _builtins.int
-    activation_bytes: _builtins.int
-    gradient_bytes: _builtins.int
-    optimizer_bytes: _builtins.int
-    def __init__(
-        self,
-        *,
-        weight_bytes: _builtins.int = ...,
-        cache_bytes: _builtins.int = ...,
-        activation_bytes: _builtins.int = ...,
-        gradient_bytes: _builtins.int = ...,
-        optimizer_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "cache_bytes", b"cache_bytes", "gradient_bytes", b"gradient_bytes", "optimizer_bytes", b"optimizer_bytes", "weight_bytes", b"weight_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EstimateMemoryResponse: _TypeAlias = EstimateMemoryResponse  # noqa: Y015
-
-@_typing.final
-class PlanDeviceMapRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class MaxMemoryEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    @_typing.final
-    class DeviceMapEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    MODEL_FIELD_NUMBER: _builtins.int
-    CONFIGURATION_FIELD_NUMBER: _builtins.int
-    STRATEGY_FIELD_NUMBER: _builtins.int
-    MAX_MEMORY_FIELD_NUMBER: _builtins.int
-    DEVICE_MAP_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    strategy: Global___DeviceMapStrategy.ValueType
-    @_builtins.property
-    def configuration(self) -> Global___ServingConfiguration: ...
-    @_builtins.property
-    def max_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Bytes a device ("cuda:0", "cpu", "disk")."""
-
-    @_builtins.property
-    def device_map(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """A map by hand, module to device; checked and completed."""
-
-    def __init__(
-        self,
-        *,
-        model: _builtins.str = ...,
-        configuration: Global___ServingConfiguration | None = ...,
-        strategy: Global___DeviceMapStrategy.ValueType = ...,
-        max_memory: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        device_map: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration", b"configuration", "device_map", b"device_map", "max_memory", b"max_memory", "model", b"model", "strategy", b"strategy"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PlanDeviceMapRequest: _TypeAlias = PlanDeviceMapRequest  # noqa: Y015
-
-@_typing.final
-class PlanDeviceMapResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class DeviceMapEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    @_typing.final
-    class UsedBytesEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.int
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.int = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    DEVICE_MAP_FIELD_NUMBER: _builtins.int
-    USED_BYTES_FIELD_NUMBER: _builtins.int
-    WARNINGS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def device_map(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
-    @_builtins.property
-    def used_bytes(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
-    @_builtins.property
-    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        device_map: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        used_bytes: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
-        warnings: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_map", b"device_map", "used_bytes", b"used_bytes", "warnings", b"warnings"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PlanDeviceMapResponse: _TypeAlias = PlanDeviceMapResponse  # noqa: Y015
-
-@_typing.final
-class VerifyArtifactRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DIGEST_FIELD_NUMBER: _builtins.int
-    digest: _builtins.str
-    def __init__(
-        self,
-        *,
         digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VerifyArtifactRequest: _TypeAlias = VerifyArtifactRequest  # noqa: Y015
 
 @_typing.final
-class VerifyArtifactResult(_message.Message):
-    """The response of VerifyArtifact's operation."""
+class VerifyArtifactMetadata(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
 
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_ARTIFACTS_FIELD_NUMBER: _builtins.int
+    TOTAL_ARTIFACTS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    done_bytes: _builtins.int
+    total_bytes: _builtins.int
+    done_artifacts: _builtins.int
+    total_artifacts: _builtins.int
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        done_artifacts: _builtins.int = ...,
+        total_artifacts: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "done_artifacts", b"done_artifacts", "done_bytes", b"done_bytes", "total_artifacts", b"total_artifacts", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyArtifactMetadata: _TypeAlias = VerifyArtifactMetadata  # noqa: Y015
+
+@_typing.final
+class VerifyArtifactResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERIFIED_BYTES_FIELD_NUMBER: _builtins.int
+    VERIFIED_ARTIFACTS_FIELD_NUMBER: _builtins.int
     DAMAGED_FILES_FIELD_NUMBER: _builtins.int
     verified_bytes: _builtins.int
+    verified_artifacts: _builtins.int
     @_builtins.property
-    def damaged_files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def damaged_files(self) -> _containers.RepeatedCompositeFieldContainer[Global___DamagedFile]: ...
     def __init__(
         self,
         *,
         verified_bytes: _builtins.int = ...,
-        damaged_files: _abc.Iterable[_builtins.str] | None = ...,
+        verified_artifacts: _builtins.int = ...,
+        damaged_files: _abc.Iterable[Global___DamagedFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_files", b"damaged_files", "verified_bytes", b"verified_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["damaged_files", b"damaged_files", "verified_artifacts", b"verified_artifacts", "verified_bytes", b"verified_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___VerifyArtifactResult: _TypeAlias = VerifyArtifactResult  # noqa: Y015
+Global___VerifyArtifactResponse: _TypeAlias = VerifyArtifactResponse  # noqa: Y015
 
 @_typing.final
-class UploadBlobRequest(_message.Message):
+class DamagedFile(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    DIGEST_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    digest: _builtins.str
-    offset: _builtins.int
-    data: _builtins.bytes
+    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    FOUND_DIGEST_FIELD_NUMBER: _builtins.int
+    artifact_digest: _builtins.str
+    path: _builtins.str
+    expected_digest: _builtins.str
+    found_digest: _builtins.str
+    """Empty where it is missing or cannot be read."""
     def __init__(
         self,
         *,
-        digest: _builtins.str = ...,
-        offset: _builtins.int = ...,
-        data: _builtins.bytes = ...,
+        artifact_digest: _builtins.str = ...,
+        path: _builtins.str = ...,
+        expected_digest: _builtins.str = ...,
+        found_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "expected_digest", b"expected_digest", "found_digest", b"found_digest", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UploadBlobRequest: _TypeAlias = UploadBlobRequest  # noqa: Y015
-
-@_typing.final
-class UploadBlobResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
-    committed_bytes: _builtins.int
-    def __init__(
-        self,
-        *,
-        committed_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_bytes", b"committed_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UploadBlobResponse: _TypeAlias = UploadBlobResponse  # noqa: Y015
-
-@_typing.final
-class DownloadBlobRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DIGEST_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
-    digest: _builtins.str
-    offset: _builtins.int
-    def __init__(
-        self,
-        *,
-        digest: _builtins.str = ...,
-        offset: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DownloadBlobRequest: _TypeAlias = DownloadBlobRequest  # noqa: Y015
-
-@_typing.final
-class DownloadBlobResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    OFFSET_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    offset: _builtins.int
-    data: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        offset: _builtins.int = ...,
-        data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DownloadBlobResponse: _TypeAlias = DownloadBlobResponse  # noqa: Y015
+Global___DamagedFile: _TypeAlias = DamagedFile  # noqa: Y015

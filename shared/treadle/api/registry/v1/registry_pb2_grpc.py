@@ -4,7 +4,13 @@ import grpc
 import warnings
 
 from google.longrunning import operations_proto_pb2 as google_dot_longrunning_dot_operations__proto__pb2
+from treadle.api.registry.v1 import deployment_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2
+from treadle.api.registry.v1 import derivation_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_derivation__pb2
+from treadle.api.registry.v1 import inspection_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2
+from treadle.api.registry.v1 import lease_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2
+from treadle.api.registry.v1 import planning_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2
 from treadle.api.registry.v1 import registry_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2
+from treadle.api.registry.v1 import transfer_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -40,6 +46,11 @@ class RegistryServiceStub:
                 request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ImportModelRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
                 _registered_method=True)
+        self.InspectModel = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/InspectModel',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelResponse.FromString,
+                _registered_method=True)
         self.ResolveModel = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/ResolveModel',
                 request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ResolveModelRequest.SerializeToString,
@@ -54,6 +65,16 @@ class RegistryServiceStub:
                 '/treadle.api.registry.v1.RegistryService/DeleteArtifact',
                 request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactRequest.SerializeToString,
                 response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactResponse.FromString,
+                _registered_method=True)
+        self.VerifyArtifact = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/VerifyArtifact',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+                _registered_method=True)
+        self.DeriveArtifact = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/DeriveArtifact',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_derivation__pb2.DeriveArtifactRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
                 _registered_method=True)
         self.SetAlias = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/SetAlias',
@@ -75,20 +96,35 @@ class RegistryServiceStub:
                 request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.GetAliasHistoryRequest.SerializeToString,
                 response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.GetAliasHistoryResponse.FromString,
                 _registered_method=True)
+        self.PromoteAlias = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/PromoteAlias',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.FromString,
+                _registered_method=True)
+        self.RollBackAlias = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/RollBackAlias',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.FromString,
+                _registered_method=True)
         self.SetDeployment = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/SetDeployment',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentResponse.FromString,
+                _registered_method=True)
+        self.GetDeployment = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/GetDeployment',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentResponse.FromString,
                 _registered_method=True)
         self.ListDeployments = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/ListDeployments',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsResponse.FromString,
                 _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/DeleteDeployment',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentResponse.FromString,
                 _registered_method=True)
         self.WatchModels = channel.unary_stream(
                 '/treadle.api.registry.v1.RegistryService/WatchModels',
@@ -97,48 +133,53 @@ class RegistryServiceStub:
                 _registered_method=True)
         self.AcquireLease = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/AcquireLease',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseResponse.FromString,
                 _registered_method=True)
         self.RenewLease = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/RenewLease',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseResponse.FromString,
                 _registered_method=True)
         self.ReleaseLease = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/ReleaseLease',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/ListLeases',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
         self.EvictArtifacts = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/EvictArtifacts',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsResponse.FromString,
                 _registered_method=True)
         self.EstimateMemory = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/EstimateMemory',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryResponse.FromString,
                 _registered_method=True)
         self.PlanDeviceMap = channel.unary_unary(
                 '/treadle.api.registry.v1.RegistryService/PlanDeviceMap',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapResponse.FromString,
                 _registered_method=True)
-        self.VerifyArtifact = channel.unary_unary(
-                '/treadle.api.registry.v1.RegistryService/VerifyArtifact',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.SerializeToString,
-                response_deserializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+        self.GetUpload = channel.unary_unary(
+                '/treadle.api.registry.v1.RegistryService/GetUpload',
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadResponse.FromString,
                 _registered_method=True)
         self.UploadBlob = channel.stream_unary(
                 '/treadle.api.registry.v1.RegistryService/UploadBlob',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobResponse.FromString,
                 _registered_method=True)
         self.DownloadBlob = channel.unary_stream(
                 '/treadle.api.registry.v1.RegistryService/DownloadBlob',
-                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobRequest.SerializeToString,
-                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobResponse.FromString,
+                request_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobResponse.FromString,
                 _registered_method=True)
 
 
@@ -148,7 +189,14 @@ class RegistryServiceServicer:
     def ImportModel(self, request, context):
         """Brings a model into the store. Metadata: ImportModelMetadata; response:
         ImportModelResponse. google.longrunning.Operations on the same port
-        follows it.
+        follows it, and every other operation of this service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectModel(self, request, context):
+        """What a model is, from its headers alone; nothing is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +222,26 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def VerifyArtifact(self, request, context):
+        """Re-hashes an artifact's files. Metadata: VerifyArtifactMetadata; response:
+        VerifyArtifactResponse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeriveArtifact(self, request, context):
+        """Another form of an artifact (a dtype, a quantisation, an adapter merged),
+        made once. Metadata: DeriveArtifactMetadata; response:
+        DeriveArtifactResponse.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetAlias(self, request, context):
-        """Creates or moves an alias; with an etag, by compare-and-swap.
+        """Creates or moves an alias; with an etag, by compare-and-swap. The alias of
+        a deployment moves only to what a worker is ready for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,7 +266,28 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PromoteAlias(self, request, context):
+        """Makes an artifact what an alias means, once a worker is ready for it where
+        workers serve the alias, else at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackAlias(self, request, context):
+        """Promotes what the alias meant before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetDeployment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDeployment(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,7 +300,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDeployment(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Workers let go of the models; the alias stays.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -226,7 +314,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AcquireLease(self, request, context):
-        """Keeps an artifact from being evicted.
+        """Keeps an artifact from being evicted, and says what its holder does with
+        it: a worker's lease is how the registry knows what is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,39 +333,52 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def EvictArtifacts(self, request, context):
+    def ListLeases(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictArtifacts(self, request, context):
+        """Makes room: what was used least recently goes first, and never what is
+        leased, aliased or deployed.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EstimateMemory(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Bytes that a model takes, without loading it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PlanDeviceMap(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Which module goes to which device, without loading the model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def VerifyArtifact(self, request, context):
-        """Re-hashes an artifact's files.
+    def GetUpload(self, request, context):
+        """How much of a blob is here, so that an upload can go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UploadBlob(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
+        """A blob in chunks, from an offset that GetUpload gave; kept once its hash is
+        right, for a day unless an import takes it up (UploadedFiles).
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadBlob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A file of an artifact by its digest, in chunks from an offset.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -288,6 +390,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ImportModel,
                     request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ImportModelRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
+            ),
+            'InspectModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectModel,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelResponse.SerializeToString,
             ),
             'ResolveModel': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveModel,
@@ -303,6 +410,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DeleteArtifact,
                     request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactRequest.FromString,
                     response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactResponse.SerializeToString,
+            ),
+            'VerifyArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyArtifact,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
+            ),
+            'DeriveArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeriveArtifact,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_derivation__pb2.DeriveArtifactRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
             ),
             'SetAlias': grpc.unary_unary_rpc_method_handler(
                     servicer.SetAlias,
@@ -324,20 +441,35 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.GetAliasHistoryRequest.FromString,
                     response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.GetAliasHistoryResponse.SerializeToString,
             ),
+            'PromoteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteAlias,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.SerializeToString,
+            ),
+            'RollBackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackAlias,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.SerializeToString,
+            ),
             'SetDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.SetDeployment,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentResponse.SerializeToString,
+            ),
+            'GetDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDeployment,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentResponse.SerializeToString,
             ),
             'ListDeployments': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeployments,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsResponse.SerializeToString,
             ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentResponse.SerializeToString,
             ),
             'WatchModels': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchModels,
@@ -346,48 +478,53 @@ def add_RegistryServiceServicer_to_server(servicer, server):
             ),
             'AcquireLease': grpc.unary_unary_rpc_method_handler(
                     servicer.AcquireLease,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseResponse.SerializeToString,
             ),
             'RenewLease': grpc.unary_unary_rpc_method_handler(
                     servicer.RenewLease,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseResponse.SerializeToString,
             ),
             'ReleaseLease': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseLease,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesResponse.SerializeToString,
             ),
             'EvictArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.EvictArtifacts,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsResponse.SerializeToString,
             ),
             'EstimateMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.EstimateMemory,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryResponse.SerializeToString,
             ),
             'PlanDeviceMap': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanDeviceMap,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapResponse.SerializeToString,
             ),
-            'VerifyArtifact': grpc.unary_unary_rpc_method_handler(
-                    servicer.VerifyArtifact,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.FromString,
-                    response_serializer=google_dot_longrunning_dot_operations__proto__pb2.Operation.SerializeToString,
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadResponse.SerializeToString,
             ),
             'UploadBlob': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadBlob,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobResponse.SerializeToString,
             ),
             'DownloadBlob': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadBlob,
-                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobRequest.FromString,
-                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobResponse.SerializeToString,
+                    request_deserializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -417,6 +554,33 @@ class RegistryService:
             '/treadle.api.registry.v1.RegistryService/ImportModel',
             treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ImportModelRequest.SerializeToString,
             google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/InspectModel',
+            treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_inspection__pb2.InspectModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -498,6 +662,60 @@ class RegistryService:
             '/treadle.api.registry.v1.RegistryService/DeleteArtifact',
             treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactRequest.SerializeToString,
             treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/VerifyArtifact',
+            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeriveArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/DeriveArtifact',
+            treadle_dot_api_dot_registry_dot_v1_dot_derivation__pb2.DeriveArtifactRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,
@@ -617,6 +835,60 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
+    def PromoteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/PromoteAlias',
+            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PromoteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/RollBackAlias',
+            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RollBackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetDeployment(request,
             target,
             options=(),
@@ -631,8 +903,35 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/SetDeployment',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.SetDeploymentResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.SetDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/GetDeployment',
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.GetDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -658,8 +957,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/ListDeployments',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ListDeploymentsResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.ListDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -685,8 +984,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/DeleteDeployment',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DeleteDeploymentResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_deployment__pb2.DeleteDeploymentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -739,8 +1038,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/AcquireLease',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.AcquireLeaseResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.AcquireLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -766,8 +1065,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/RenewLease',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.RenewLeaseResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.RenewLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -793,8 +1092,35 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/ReleaseLease',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.ReleaseLeaseResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.api.registry.v1.RegistryService/ListLeases',
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.ListLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -820,8 +1146,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/EvictArtifacts',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EvictArtifactsResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_lease__pb2.EvictArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -847,8 +1173,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/EstimateMemory',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.EstimateMemoryResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.EstimateMemoryResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -874,8 +1200,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/PlanDeviceMap',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.PlanDeviceMapResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_planning__pb2.PlanDeviceMapResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -887,7 +1213,7 @@ class RegistryService:
             _registered_method=True)
 
     @staticmethod
-    def VerifyArtifact(request,
+    def GetUpload(request,
             target,
             options=(),
             channel_credentials=None,
@@ -900,9 +1226,9 @@ class RegistryService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/treadle.api.registry.v1.RegistryService/VerifyArtifact',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.VerifyArtifactRequest.SerializeToString,
-            google_dot_longrunning_dot_operations__proto__pb2.Operation.FromString,
+            '/treadle.api.registry.v1.RegistryService/GetUpload',
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.GetUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -928,8 +1254,8 @@ class RegistryService:
             request_iterator,
             target,
             '/treadle.api.registry.v1.RegistryService/UploadBlob',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.UploadBlobResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.UploadBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -955,8 +1281,8 @@ class RegistryService:
             request,
             target,
             '/treadle.api.registry.v1.RegistryService/DownloadBlob',
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobRequest.SerializeToString,
-            treadle_dot_api_dot_registry_dot_v1_dot_registry__pb2.DownloadBlobResponse.FromString,
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobRequest.SerializeToString,
+            treadle_dot_api_dot_registry_dot_v1_dot_transfer__pb2.DownloadBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,7 +6,13 @@ The model store: find, import, verify, name, deploy, lease, plan."""
 from collections import abc as _abc
 from google.longrunning import operations_proto_pb2 as _operations_pb2
 from grpc import aio as _aio
+from treadle.api.registry.v1 import deployment_pb2 as _deployment_pb2
+from treadle.api.registry.v1 import derivation_pb2 as _derivation_pb2
+from treadle.api.registry.v1 import inspection_pb2 as _inspection_pb2
+from treadle.api.registry.v1 import lease_pb2 as _lease_pb2
+from treadle.api.registry.v1 import planning_pb2 as _planning_pb2
 from treadle.api.registry.v1 import registry_pb2 as _registry_pb2
+from treadle.api.registry.v1 import transfer_pb2 as _transfer_pb2
 import abc as _abc_1
 
 
@@ -18,35 +24,68 @@ class RegistryServiceStub:
     ImportModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.ImportModelRequest, _operations_pb2.Operation]
     """Brings a model into the store. Metadata: ImportModelMetadata; response:
     ImportModelResponse. google.longrunning.Operations on the same port
-    follows it.
+    follows it, and every other operation of this service.
     """
+    InspectModel: _aio.UnaryUnaryMultiCallable[_inspection_pb2.InspectModelRequest, _inspection_pb2.InspectModelResponse]
+    """What a model is, from its headers alone; nothing is kept."""
     ResolveModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.ResolveModelRequest, _registry_pb2.ResolveModelResponse]
     """An alias or digest to the artifact that it means now."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListArtifactsRequest, _registry_pb2.ListArtifactsResponse]
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteArtifactRequest, _registry_pb2.DeleteArtifactResponse]
     """Refused while an alias, deployment or lease holds the artifact."""
+    VerifyArtifact: _aio.UnaryUnaryMultiCallable[_registry_pb2.VerifyArtifactRequest, _operations_pb2.Operation]
+    """Re-hashes an artifact's files. Metadata: VerifyArtifactMetadata; response:
+    VerifyArtifactResponse.
+    """
+    DeriveArtifact: _aio.UnaryUnaryMultiCallable[_derivation_pb2.DeriveArtifactRequest, _operations_pb2.Operation]
+    """Another form of an artifact (a dtype, a quantisation, an adapter merged),
+    made once. Metadata: DeriveArtifactMetadata; response:
+    DeriveArtifactResponse.
+    """
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.SetAliasResponse]
-    """Creates or moves an alias; with an etag, by compare-and-swap."""
+    """Creates or moves an alias; with an etag, by compare-and-swap. The alias of
+    a deployment moves only to what a worker is ready for.
+    """
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAliasesRequest, _registry_pb2.ListAliasesResponse]
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _registry_pb2.DeleteAliasResponse]
     GetAliasHistory: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetAliasHistoryRequest, _registry_pb2.GetAliasHistoryResponse]
     """Where an alias has pointed, newest first."""
-    SetDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetDeploymentRequest, _registry_pb2.SetDeploymentResponse]
-    ListDeployments: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListDeploymentsRequest, _registry_pb2.ListDeploymentsResponse]
-    DeleteDeployment: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteDeploymentRequest, _registry_pb2.DeleteDeploymentResponse]
+    PromoteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.PromoteAliasRequest, _registry_pb2.PromoteAliasResponse]
+    """Makes an artifact what an alias means, once a worker is ready for it where
+    workers serve the alias, else at once.
+    """
+    RollBackAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.RollBackAliasRequest, _registry_pb2.RollBackAliasResponse]
+    """Promotes what the alias meant before."""
+    SetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.SetDeploymentRequest, _deployment_pb2.SetDeploymentResponse]
+    GetDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.GetDeploymentRequest, _deployment_pb2.GetDeploymentResponse]
+    ListDeployments: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ListDeploymentsRequest, _deployment_pb2.ListDeploymentsResponse]
+    DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.DeleteDeploymentRequest, _deployment_pb2.DeleteDeploymentResponse]
+    """Workers let go of the models; the alias stays."""
     WatchModels: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchModelsRequest, _registry_pb2.WatchModelsResponse]
     """Aliases and deployments as they change, from the state of now."""
-    AcquireLease: _aio.UnaryUnaryMultiCallable[_registry_pb2.AcquireLeaseRequest, _registry_pb2.AcquireLeaseResponse]
-    """Keeps an artifact from being evicted."""
-    RenewLease: _aio.UnaryUnaryMultiCallable[_registry_pb2.RenewLeaseRequest, _registry_pb2.RenewLeaseResponse]
-    ReleaseLease: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReleaseLeaseRequest, _registry_pb2.ReleaseLeaseResponse]
-    EvictArtifacts: _aio.UnaryUnaryMultiCallable[_registry_pb2.EvictArtifactsRequest, _registry_pb2.EvictArtifactsResponse]
-    EstimateMemory: _aio.UnaryUnaryMultiCallable[_registry_pb2.EstimateMemoryRequest, _registry_pb2.EstimateMemoryResponse]
-    PlanDeviceMap: _aio.UnaryUnaryMultiCallable[_registry_pb2.PlanDeviceMapRequest, _registry_pb2.PlanDeviceMapResponse]
-    VerifyArtifact: _aio.UnaryUnaryMultiCallable[_registry_pb2.VerifyArtifactRequest, _operations_pb2.Operation]
-    """Re-hashes an artifact's files."""
-    UploadBlob: _aio.StreamUnaryMultiCallable[_registry_pb2.UploadBlobRequest, _registry_pb2.UploadBlobResponse]
-    DownloadBlob: _aio.UnaryStreamMultiCallable[_registry_pb2.DownloadBlobRequest, _registry_pb2.DownloadBlobResponse]
+    AcquireLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.AcquireLeaseRequest, _lease_pb2.AcquireLeaseResponse]
+    """Keeps an artifact from being evicted, and says what its holder does with
+    it: a worker's lease is how the registry knows what is ready.
+    """
+    RenewLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.RenewLeaseRequest, _lease_pb2.RenewLeaseResponse]
+    ReleaseLease: _aio.UnaryUnaryMultiCallable[_lease_pb2.ReleaseLeaseRequest, _lease_pb2.ReleaseLeaseResponse]
+    ListLeases: _aio.UnaryUnaryMultiCallable[_lease_pb2.ListLeasesRequest, _lease_pb2.ListLeasesResponse]
+    EvictArtifacts: _aio.UnaryUnaryMultiCallable[_lease_pb2.EvictArtifactsRequest, _lease_pb2.EvictArtifactsResponse]
+    """Makes room: what was used least recently goes first, and never what is
+    leased, aliased or deployed.
+    """
+    EstimateMemory: _aio.UnaryUnaryMultiCallable[_planning_pb2.EstimateMemoryRequest, _planning_pb2.EstimateMemoryResponse]
+    """Bytes that a model takes, without loading it."""
+    PlanDeviceMap: _aio.UnaryUnaryMultiCallable[_planning_pb2.PlanDeviceMapRequest, _planning_pb2.PlanDeviceMapResponse]
+    """Which module goes to which device, without loading the model."""
+    GetUpload: _aio.UnaryUnaryMultiCallable[_transfer_pb2.GetUploadRequest, _transfer_pb2.GetUploadResponse]
+    """How much of a blob is here, so that an upload can go on."""
+    UploadBlob: _aio.StreamUnaryMultiCallable[_transfer_pb2.UploadBlobRequest, _transfer_pb2.UploadBlobResponse]
+    """A blob in chunks, from an offset that GetUpload gave; kept once its hash is
+    right, for a day unless an import takes it up (UploadedFiles).
+    """
+    DownloadBlob: _aio.UnaryStreamMultiCallable[_transfer_pb2.DownloadBlobRequest, _transfer_pb2.DownloadBlobResponse]
+    """A file of an artifact by its digest, in chunks from an offset."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,8 +96,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_operations_pb2.Operation]:
         """Brings a model into the store. Metadata: ImportModelMetadata; response:
         ImportModelResponse. google.longrunning.Operations on the same port
-        follows it.
+        follows it, and every other operation of this service.
         """
+
+    @_abc_1.abstractmethod
+    def InspectModel(
+        self,
+        request: _inspection_pb2.InspectModelRequest,
+        context: _aio.ServicerContext[_inspection_pb2.InspectModelRequest, _abc.Awaitable[_inspection_pb2.InspectModelResponse]],
+    ) -> _abc.Awaitable[_inspection_pb2.InspectModelResponse]:
+        """What a model is, from its headers alone; nothing is kept."""
 
     @_abc_1.abstractmethod
     def ResolveModel(
@@ -84,12 +131,35 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Refused while an alias, deployment or lease holds the artifact."""
 
     @_abc_1.abstractmethod
+    def VerifyArtifact(
+        self,
+        request: _registry_pb2.VerifyArtifactRequest,
+        context: _aio.ServicerContext[_registry_pb2.VerifyArtifactRequest, _abc.Awaitable[_operations_pb2.Operation]],
+    ) -> _abc.Awaitable[_operations_pb2.Operation]:
+        """Re-hashes an artifact's files. Metadata: VerifyArtifactMetadata; response:
+        VerifyArtifactResponse.
+        """
+
+    @_abc_1.abstractmethod
+    def DeriveArtifact(
+        self,
+        request: _derivation_pb2.DeriveArtifactRequest,
+        context: _aio.ServicerContext[_derivation_pb2.DeriveArtifactRequest, _abc.Awaitable[_operations_pb2.Operation]],
+    ) -> _abc.Awaitable[_operations_pb2.Operation]:
+        """Another form of an artifact (a dtype, a quantisation, an adapter merged),
+        made once. Metadata: DeriveArtifactMetadata; response:
+        DeriveArtifactResponse.
+        """
+
+    @_abc_1.abstractmethod
     def SetAlias(
         self,
         request: _registry_pb2.SetAliasRequest,
         context: _aio.ServicerContext[_registry_pb2.SetAliasRequest, _abc.Awaitable[_registry_pb2.SetAliasResponse]],
     ) -> _abc.Awaitable[_registry_pb2.SetAliasResponse]:
-        """Creates or moves an alias; with an etag, by compare-and-swap."""
+        """Creates or moves an alias; with an etag, by compare-and-swap. The alias of
+        a deployment moves only to what a worker is ready for.
+        """
 
     @_abc_1.abstractmethod
     def ListAliases(
@@ -114,25 +184,51 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Where an alias has pointed, newest first."""
 
     @_abc_1.abstractmethod
+    def PromoteAlias(
+        self,
+        request: _registry_pb2.PromoteAliasRequest,
+        context: _aio.ServicerContext[_registry_pb2.PromoteAliasRequest, _abc.Awaitable[_registry_pb2.PromoteAliasResponse]],
+    ) -> _abc.Awaitable[_registry_pb2.PromoteAliasResponse]:
+        """Makes an artifact what an alias means, once a worker is ready for it where
+        workers serve the alias, else at once.
+        """
+
+    @_abc_1.abstractmethod
+    def RollBackAlias(
+        self,
+        request: _registry_pb2.RollBackAliasRequest,
+        context: _aio.ServicerContext[_registry_pb2.RollBackAliasRequest, _abc.Awaitable[_registry_pb2.RollBackAliasResponse]],
+    ) -> _abc.Awaitable[_registry_pb2.RollBackAliasResponse]:
+        """Promotes what the alias meant before."""
+
+    @_abc_1.abstractmethod
     def SetDeployment(
         self,
-        request: _registry_pb2.SetDeploymentRequest,
-        context: _aio.ServicerContext[_registry_pb2.SetDeploymentRequest, _abc.Awaitable[_registry_pb2.SetDeploymentResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.SetDeploymentResponse]: ...
+        request: _deployment_pb2.SetDeploymentRequest,
+        context: _aio.ServicerContext[_deployment_pb2.SetDeploymentRequest, _abc.Awaitable[_deployment_pb2.SetDeploymentResponse]],
+    ) -> _abc.Awaitable[_deployment_pb2.SetDeploymentResponse]: ...
+
+    @_abc_1.abstractmethod
+    def GetDeployment(
+        self,
+        request: _deployment_pb2.GetDeploymentRequest,
+        context: _aio.ServicerContext[_deployment_pb2.GetDeploymentRequest, _abc.Awaitable[_deployment_pb2.GetDeploymentResponse]],
+    ) -> _abc.Awaitable[_deployment_pb2.GetDeploymentResponse]: ...
 
     @_abc_1.abstractmethod
     def ListDeployments(
         self,
-        request: _registry_pb2.ListDeploymentsRequest,
-        context: _aio.ServicerContext[_registry_pb2.ListDeploymentsRequest, _abc.Awaitable[_registry_pb2.ListDeploymentsResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.ListDeploymentsResponse]: ...
+        request: _deployment_pb2.ListDeploymentsRequest,
+        context: _aio.ServicerContext[_deployment_pb2.ListDeploymentsRequest, _abc.Awaitable[_deployment_pb2.ListDeploymentsResponse]],
+    ) -> _abc.Awaitable[_deployment_pb2.ListDeploymentsResponse]: ...
 
     @_abc_1.abstractmethod
     def DeleteDeployment(
         self,
-        request: _registry_pb2.DeleteDeploymentRequest,
-        context: _aio.ServicerContext[_registry_pb2.DeleteDeploymentRequest, _abc.Awaitable[_registry_pb2.DeleteDeploymentResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.DeleteDeploymentResponse]: ...
+        request: _deployment_pb2.DeleteDeploymentRequest,
+        context: _aio.ServicerContext[_deployment_pb2.DeleteDeploymentRequest, _abc.Awaitable[_deployment_pb2.DeleteDeploymentResponse]],
+    ) -> _abc.Awaitable[_deployment_pb2.DeleteDeploymentResponse]:
+        """Workers let go of the models; the alias stays."""
 
     @_abc_1.abstractmethod
     def WatchModels(
@@ -145,66 +241,84 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def AcquireLease(
         self,
-        request: _registry_pb2.AcquireLeaseRequest,
-        context: _aio.ServicerContext[_registry_pb2.AcquireLeaseRequest, _abc.Awaitable[_registry_pb2.AcquireLeaseResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.AcquireLeaseResponse]:
-        """Keeps an artifact from being evicted."""
+        request: _lease_pb2.AcquireLeaseRequest,
+        context: _aio.ServicerContext[_lease_pb2.AcquireLeaseRequest, _abc.Awaitable[_lease_pb2.AcquireLeaseResponse]],
+    ) -> _abc.Awaitable[_lease_pb2.AcquireLeaseResponse]:
+        """Keeps an artifact from being evicted, and says what its holder does with
+        it: a worker's lease is how the registry knows what is ready.
+        """
 
     @_abc_1.abstractmethod
     def RenewLease(
         self,
-        request: _registry_pb2.RenewLeaseRequest,
-        context: _aio.ServicerContext[_registry_pb2.RenewLeaseRequest, _abc.Awaitable[_registry_pb2.RenewLeaseResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.RenewLeaseResponse]: ...
+        request: _lease_pb2.RenewLeaseRequest,
+        context: _aio.ServicerContext[_lease_pb2.RenewLeaseRequest, _abc.Awaitable[_lease_pb2.RenewLeaseResponse]],
+    ) -> _abc.Awaitable[_lease_pb2.RenewLeaseResponse]: ...
 
     @_abc_1.abstractmethod
     def ReleaseLease(
         self,
-        request: _registry_pb2.ReleaseLeaseRequest,
-        context: _aio.ServicerContext[_registry_pb2.ReleaseLeaseRequest, _abc.Awaitable[_registry_pb2.ReleaseLeaseResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.ReleaseLeaseResponse]: ...
+        request: _lease_pb2.ReleaseLeaseRequest,
+        context: _aio.ServicerContext[_lease_pb2.ReleaseLeaseRequest, _abc.Awaitable[_lease_pb2.ReleaseLeaseResponse]],
+    ) -> _abc.Awaitable[_lease_pb2.ReleaseLeaseResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ListLeases(
+        self,
+        request: _lease_pb2.ListLeasesRequest,
+        context: _aio.ServicerContext[_lease_pb2.ListLeasesRequest, _abc.Awaitable[_lease_pb2.ListLeasesResponse]],
+    ) -> _abc.Awaitable[_lease_pb2.ListLeasesResponse]: ...
 
     @_abc_1.abstractmethod
     def EvictArtifacts(
         self,
-        request: _registry_pb2.EvictArtifactsRequest,
-        context: _aio.ServicerContext[_registry_pb2.EvictArtifactsRequest, _abc.Awaitable[_registry_pb2.EvictArtifactsResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.EvictArtifactsResponse]: ...
+        request: _lease_pb2.EvictArtifactsRequest,
+        context: _aio.ServicerContext[_lease_pb2.EvictArtifactsRequest, _abc.Awaitable[_lease_pb2.EvictArtifactsResponse]],
+    ) -> _abc.Awaitable[_lease_pb2.EvictArtifactsResponse]:
+        """Makes room: what was used least recently goes first, and never what is
+        leased, aliased or deployed.
+        """
 
     @_abc_1.abstractmethod
     def EstimateMemory(
         self,
-        request: _registry_pb2.EstimateMemoryRequest,
-        context: _aio.ServicerContext[_registry_pb2.EstimateMemoryRequest, _abc.Awaitable[_registry_pb2.EstimateMemoryResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.EstimateMemoryResponse]: ...
+        request: _planning_pb2.EstimateMemoryRequest,
+        context: _aio.ServicerContext[_planning_pb2.EstimateMemoryRequest, _abc.Awaitable[_planning_pb2.EstimateMemoryResponse]],
+    ) -> _abc.Awaitable[_planning_pb2.EstimateMemoryResponse]:
+        """Bytes that a model takes, without loading it."""
 
     @_abc_1.abstractmethod
     def PlanDeviceMap(
         self,
-        request: _registry_pb2.PlanDeviceMapRequest,
-        context: _aio.ServicerContext[_registry_pb2.PlanDeviceMapRequest, _abc.Awaitable[_registry_pb2.PlanDeviceMapResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.PlanDeviceMapResponse]: ...
+        request: _planning_pb2.PlanDeviceMapRequest,
+        context: _aio.ServicerContext[_planning_pb2.PlanDeviceMapRequest, _abc.Awaitable[_planning_pb2.PlanDeviceMapResponse]],
+    ) -> _abc.Awaitable[_planning_pb2.PlanDeviceMapResponse]:
+        """Which module goes to which device, without loading the model."""
 
     @_abc_1.abstractmethod
-    def VerifyArtifact(
+    def GetUpload(
         self,
-        request: _registry_pb2.VerifyArtifactRequest,
-        context: _aio.ServicerContext[_registry_pb2.VerifyArtifactRequest, _abc.Awaitable[_operations_pb2.Operation]],
-    ) -> _abc.Awaitable[_operations_pb2.Operation]:
-        """Re-hashes an artifact's files."""
+        request: _transfer_pb2.GetUploadRequest,
+        context: _aio.ServicerContext[_transfer_pb2.GetUploadRequest, _abc.Awaitable[_transfer_pb2.GetUploadResponse]],
+    ) -> _abc.Awaitable[_transfer_pb2.GetUploadResponse]:
+        """How much of a blob is here, so that an upload can go on."""
 
     @_abc_1.abstractmethod
     def UploadBlob(
         self,
-        request_iterator: _abc.AsyncIterator[_registry_pb2.UploadBlobRequest],
-        context: _aio.ServicerContext[_abc.AsyncIterator[_registry_pb2.UploadBlobRequest], _abc.Awaitable[_registry_pb2.UploadBlobResponse]],
-    ) -> _abc.Awaitable[_registry_pb2.UploadBlobResponse]: ...
+        request_iterator: _abc.AsyncIterator[_transfer_pb2.UploadBlobRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_transfer_pb2.UploadBlobRequest], _abc.Awaitable[_transfer_pb2.UploadBlobResponse]],
+    ) -> _abc.Awaitable[_transfer_pb2.UploadBlobResponse]:
+        """A blob in chunks, from an offset that GetUpload gave; kept once its hash is
+        right, for a day unless an import takes it up (UploadedFiles).
+        """
 
     @_abc_1.abstractmethod
     def DownloadBlob(
         self,
-        request: _registry_pb2.DownloadBlobRequest,
-        context: _aio.ServicerContext[_registry_pb2.DownloadBlobRequest, _abc.AsyncIterator[_registry_pb2.DownloadBlobResponse]],
-    ) -> _abc.AsyncIterator[_registry_pb2.DownloadBlobResponse]: ...
+        request: _transfer_pb2.DownloadBlobRequest,
+        context: _aio.ServicerContext[_transfer_pb2.DownloadBlobRequest, _abc.AsyncIterator[_transfer_pb2.DownloadBlobResponse]],
+    ) -> _abc.AsyncIterator[_transfer_pb2.DownloadBlobResponse]:
+        """A file of an artifact by its digest, in chunks from an offset."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _aio.Server) -> None: ...

@@ -8,8 +8,8 @@ from google.longrunning import operations_pb2_grpc, operations_proto_pb2
 from google.protobuf import empty_pb2
 
 from treadle.errors import invalid_field
-from treadle_registry.convert import operation_to_proto
 from treadle_registry.operations.imports import Imports
+from treadle_registry.servicing.convert import operation_to_proto
 from treadle_registry.store.store import Store
 
 SERVICE_NAME = "google.longrunning.Operations"

@@ -1,0 +1,56 @@
+"""Imports and artifacts."""
+
+# ruff: noqa: N802 - RPCs are named by the contract
+
+from __future__ import annotations
+
+from google.longrunning import operations_proto_pb2
+
+from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
+from treadle_registry.operations.imports import Imports
+from treadle_registry.registry import Registry
+from treadle_registry.servicing.convert import (
+    alias_to_proto,
+    import_request_from_proto,
+    operation_to_proto,
+    published_to_proto,
+)
+
+
+class ArtifactMethods(registry_pb2_grpc.RegistryServiceServicer):
+    """Brings artifacts in, finds and deletes them."""
+
+    _registry: Registry
+    _imports: Imports
+
+    async def ImportModel(
+        self, request: registry_pb2.ImportModelRequest, context: object
+    ) -> operations_proto_pb2.Operation:
+        """Starts an import."""
+        operation = await self._imports.start(request.request_id, import_request_from_proto(request))
+        return operation_to_proto(operation, self._registry.store)
+
+    async def ResolveModel(
+        self, request: registry_pb2.ResolveModelRequest, context: object
+    ) -> registry_pb2.ResolveModelResponse:
+        """An alias or digest to its artifact."""
+        published, alias = await self._registry.resolve(request.model)
+        return registry_pb2.ResolveModelResponse(
+            artifact=published_to_proto(published), alias=alias_to_proto(alias) if alias else None
+        )
+
+    async def ListArtifacts(
+        self, request: registry_pb2.ListArtifactsRequest, context: object
+    ) -> registry_pb2.ListArtifactsResponse:
+        """A page of artifacts."""
+        page, token = await self._registry.artifacts(request.page_size, request.page_token)
+        return registry_pb2.ListArtifactsResponse(
+            artifacts=map(published_to_proto, page), next_page_token=token
+        )
+
+    async def DeleteArtifact(
+        self, request: registry_pb2.DeleteArtifactRequest, context: object
+    ) -> registry_pb2.DeleteArtifactResponse:
+        """Deletes an artifact that no alias holds."""
+        freed = await self._registry.delete_artifact(request.digest)
+        return registry_pb2.DeleteArtifactResponse(freed_bytes=freed)
