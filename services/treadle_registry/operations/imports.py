@@ -22,6 +22,7 @@ from treadle.errors import (
     invalid_field,
 )
 from treadle_registry.catalog.operations import StoredOperation
+from treadle_registry.eviction import Eviction
 from treadle_registry.names import check_alias, check_source_path
 from treadle_registry.operations.importer import ImportProcess
 from treadle_registry.operations.job import Imported, Source, event_from_json, event_to_json
@@ -62,8 +63,10 @@ class ImportOperation:
 class Imports:
     """All imports of one registry; at most `max_running` at once and `max_waiting` behind them."""
 
-    def __init__(self, registry: Registry, *, max_running: int, max_waiting: int, kept: int) -> None:
-        self._registry = registry
+    def __init__(
+        self, registry: Registry, eviction: Eviction, *, max_running: int, max_waiting: int, kept: int
+    ) -> None:
+        self._registry, self._eviction = registry, eviction
         self._turn = asyncio.Semaphore(max_running)
         self._most = max_running + max_waiting
         self._kept = kept
@@ -156,14 +159,19 @@ class Imports:
             self._registry.store.root, request.source, validate_only=request.validate_only
         )
         self.processes[operation.name] = process
+        making_room: list[asyncio.Task[None]] = []
 
         def report(progress: ImportProgress) -> None:
             operation.progress = progress
+            if progress.total_bytes and not making_room:
+                room = self._eviction.make_room_on_disk(progress.total_bytes)
+                making_room.append(asyncio.create_task(room, name=f"room for {operation.name}"))
 
         try:
             return await process.run(report)
         finally:
             del self.processes[operation.name]
+            await asyncio.gather(*making_room, return_exceptions=True)
 
     async def _adopt(self, operation: ImportOperation, imported: Imported) -> None:
         """The artifact is in the store: from here on the import is not called off any more."""
@@ -174,6 +182,7 @@ class Imports:
                 await self._registry.adopt(imported, operation.request.alias)
             except TreadleError as error:
                 outcome = error
+            await self._eviction.make_room(spared=imported.manifest.digest)
         await self._end(operation, outcome)
 
     async def _end(self, operation: ImportOperation, outcome: Imported | TreadleError) -> None:
