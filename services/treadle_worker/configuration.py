@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import ValidationError
 
 from treadle.deployments import ServingConfiguration
 from treadle.errors import FailedPrecondition
 from treadle_worker.config import EngineConfig
+from treadle_worker.wanted import Claim
 
 
 def configured(config: EngineConfig, wanted: ServingConfiguration) -> EngineConfig:
@@ -30,6 +33,14 @@ def configured(config: EngineConfig, wanted: ServingConfiguration) -> EngineConf
 
 def _fields(error: ValidationError) -> list[str | int]:
     return [one["loc"][0] for one in error.errors() if one["loc"]]
+
+
+def filled(claim: Claim, config: EngineConfig) -> Claim:
+    """The claim with its configuration complete; as it was where this worker cannot compute it."""
+    try:
+        return replace(claim, configuration=complete(configured(config, claim.configuration)))
+    except FailedPrecondition:
+        return claim
 
 
 def complete(config: EngineConfig) -> ServingConfiguration:

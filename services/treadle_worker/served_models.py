@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from treadle.deployments import KnownModels, ModelWatch, ServingConfiguration
 from treadle.errors import FailedPrecondition, TreadleError
 from treadle_worker.config import EngineConfig, WorkerConfig
-from treadle_worker.configuration import complete
+from treadle_worker.configuration import complete, filled
 from treadle_worker.engine_protocol import Ready
 from treadle_worker.holding import Holding
 from treadle_worker.jobs import Artifact
@@ -143,9 +143,7 @@ class ServedModels:
     async def _turn(self) -> None:
         if self._draining:
             return
-        self._claims = wanted(
-            self._watch.known, self._named.names, self._named.resolved, others=self._config.deployments
-        )
+        self._claims = self._wanted()
         for claim, holding in list(self._holdings.items()):
             holding.wanted = claim in self._claims and not await self._is_surplus(holding)
         for claim in self._claims:
@@ -162,6 +160,13 @@ class ServedModels:
         for holding in list(self._holdings.values()):
             if not holding.wanted and (holding.host is None or not self._is_leaving(holding.host)):
                 self._group.create_task(self._drop(holding), name=f"drop {holding.claim.name}")
+
+    def _wanted(self) -> list[Claim]:
+        found = wanted(
+            self._watch.known, self._named.names, self._named.resolved, others=self._config.deployments
+        )
+        # What is the same to this worker is held once: a deployment may say in full what the settings say too.
+        return list(dict.fromkeys(filled(claim, self._engine_config) for claim in found))
 
     async def _is_surplus(self, holding: Holding) -> bool:
         """Whether others serve it instead: the registry grants no lease, and requests have where to go."""
