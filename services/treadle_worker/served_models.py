@@ -71,6 +71,11 @@ class ServedModels:
         """Of every model that is here, also those that are let go."""
         return list(self._hosts.values())
 
+    @property
+    def holdings(self) -> list[Holding]:
+        """What this worker answers for."""
+        return list(self._holdings.values())
+
     def served(self) -> list[tuple[ModelHost, Artifact, str]]:
         """Each artifact with its host and the name that it is served under."""
         found = {
@@ -165,7 +170,7 @@ class ServedModels:
         found = wanted(
             self._watch.known, self._named.names, self._named.resolved, others=self._config.deployments
         )
-        # What is the same to this worker is held once: a deployment may say in full what the settings say too.
+        # What is the same to this worker is held once: deployments may say in full what the settings say.
         return list(dict.fromkeys(filled(claim, self._engine_config) for claim in found))
 
     async def _is_surplus(self, holding: Holding) -> bool:

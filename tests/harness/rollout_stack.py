@@ -1,4 +1,4 @@
-"""Real services with two small models in the store, and an alias that leads to one of them or to both."""
+"""Real services with small models in the store, and an alias that leads to one of them or to both."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Rollout:
     stack: ServiceStack
     a: str
     b: str
+    spare: str
+    """For a test that damages it."""
     registry: registry_pb2_grpc.RegistryServiceAsyncStub
     gateway: inference_pb2_grpc.InferenceServiceAsyncStub
 
@@ -55,6 +57,15 @@ class Rollout:
     async def meaning(self, alias: str = ALIAS) -> str:
         """What the alias means now."""
         return (await self.call("ResolveModel", model=alias)).artifact.digest
+
+    async def settled_on(self, *digests: str, alias: str = ALIAS) -> None:
+        """Waits until requests go to these artifacts, and the alias means the first."""
+
+        async def moved() -> bool:
+            serving = await self.serving(alias)
+            return serving == list(digests) and await self.meaning(alias) == digests[0]
+
+        await until(moved, f"{alias} leads to {digests}", 90, 0.1)
 
     async def leases(self, digest: str = "") -> list[lease_pb2.Lease]:
         return list((await self.call("ListLeases", artifact_digest=digest)).leases)
@@ -86,22 +97,24 @@ class Rollout:
 
 
 @contextlib.contextmanager
-def rollout_services(folder: Path, environment: Mapping[str, str]) -> Iterator[tuple[ServiceStack, str, str]]:
-    """Registry, tokenizer and gateway, and the digests of the two models."""
+def rollout_services(
+    folder: Path, environment: Mapping[str, str]
+) -> Iterator[tuple[ServiceStack, list[str]]]:
+    """Registry, tokenizer and gateway, and the digests of three models."""
     store = Store.open(folder / "store")
     digests = []
-    for seed in (5, 6):
+    for seed in (5, 6, 7):
         write_tiny_model(folder / f"seed-{seed}", seed)
         published = import_source(store, Source("folder", str(folder / f"seed-{seed}")))
         digests.append(published.manifest.digest)
     counts = {"registry": 1, "tokenizer": 1, "gateway": 1}
     settings = {"TREADLE_WORKER_LEASE_S": f"{LEASE_S:g}"} | dict(environment)
     with service_stack(folder, counts, settings) as stack:
-        yield stack, digests[0], digests[1]
+        yield stack, digests
 
 
 @contextlib.asynccontextmanager
-async def connected(stack: ServiceStack, a: str, b: str) -> AsyncIterator[Rollout]:
+async def connected(stack: ServiceStack, digests: Sequence[str]) -> AsyncIterator[Rollout]:
     """The stack's clients."""
     async with (
         open_channel(stack["registry-1"].address) as registry,
@@ -109,8 +122,7 @@ async def connected(stack: ServiceStack, a: str, b: str) -> AsyncIterator[Rollou
     ):
         yield Rollout(
             stack,
-            a,
-            b,
+            *digests,
             registry_pb2_grpc.RegistryServiceStub(registry),
             inference_pb2_grpc.InferenceServiceStub(gateway),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from queue_view import QueueView
@@ -16,17 +15,17 @@ from treadle.queue.connection import connect
 
 
 @pytest.fixture(scope="package")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceStack, str, str]]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceStack, list[str]]]:
     with rollout_services(tmp_path_factory.mktemp("rollout"), {}) as found:
         yield found
 
 
 @pytest.fixture
-async def rollout(services: tuple[ServiceStack, str, str]) -> AsyncIterator[Rollout]:
+async def rollout(services: tuple[ServiceStack, list[str]]) -> AsyncIterator[Rollout]:
     """No workers, no deployment, no lease; the alias means the first model."""
-    stack, a, b = services
+    stack, digests = services
     stack.restore()
-    async with connected(stack, a, b) as found:
+    async with connected(stack, digests) as found:
         for deployment in (await found.call("ListDeployments")).deployments:
             await found.call("DeleteDeployment", alias=deployment.alias)
 
@@ -34,7 +33,7 @@ async def rollout(services: tuple[ServiceStack, str, str]) -> AsyncIterator[Roll
             return not await found.leases()
 
         await until(no_leases, "no worker of an earlier test holds a lease")
-        await found.call("SetAlias", name=ALIAS, artifact_digest=a)
+        await found.call("SetAlias", name=ALIAS, artifact_digest=found.a)
         yield found
         found.end(stack.of("worker"))
 

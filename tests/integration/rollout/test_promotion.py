@@ -26,15 +26,6 @@ async def alone(rollout: Rollout, prompts: list[str]) -> dict[tuple[str, str], s
     return found
 
 
-async def settled_on(rollout: Rollout, digest: str) -> None:
-    """Waits until the deployment serves an artifact, and the alias means it."""
-
-    async def moved() -> bool:
-        return await rollout.serving() == [digest] and await rollout.meaning() == digest
-
-    await until(moved, f"the alias means {digest}", 90, 0.1)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(280)
 async def test_a_promotion_and_its_roll_back_under_load_fail_nothing(rollout, queue, prompts):
@@ -50,7 +41,7 @@ async def test_a_promotion_and_its_roll_back_under_load_fail_nothing(rollout, qu
         promoted = await rollout.call("PromoteAlias", name=ALIAS, model=rollout.b)
         assert promoted.alias.artifact_digest == rollout.a
         assert promoted.deployment.replicas == 2
-        await settled_on(rollout, rollout.b)
+        await rollout.settled_on(rollout.b)
         await load.until_more(60, rollout.b)
         # Of the old model nothing is left on either worker.
         await until(
@@ -60,15 +51,15 @@ async def test_a_promotion_and_its_roll_back_under_load_fail_nothing(rollout, qu
         )
         assert sum(len(worker.children()) for worker in workers) == 2
         await rollout.call("RollBackAlias", name=ALIAS)
-        await settled_on(rollout, rollout.a)
+        await rollout.settled_on(rollout.a)
         await load.until_more(60, rollout.a)
         await until(lambda: sum(len(one.children()) for one in workers) == 2, "one engine a worker", 60)
     failed = [one for one in load.answers if one.failure]
     wrong = [one for one in load.answers if not one.failure and one.text != expected[one.digest, one.prompt]]
     count = Counter(one.digest for one in load.answers)
     print(
-        f"{len(load.answers)} answers to {CLIENTS} clients: {count[rollout.a]} of the old, {count[rollout.b]} "
-        f"of the new, {len(failed)} failed, {len(wrong)} of neither"
+        f"{len(load.answers)} answers to {CLIENTS} clients: {count[rollout.a]} of the old, "
+        f"{count[rollout.b]} of the new, {len(failed)} failed, {len(wrong)} of neither"
     )
     assert not failed, failed[:3]
     assert not wrong, wrong[:3]

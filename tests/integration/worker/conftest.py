@@ -178,13 +178,12 @@ def ask(redis: Redis) -> Callable[..., object]:
         entry = LaneEntry(
             request_id=request_id,
             tenant="default",
-            profile=PROFILE,
             artifact_digest="sha256:a",
             prompt_token_ids=prompt,
             stopping=stopping,
             sampling={"seed": 7},
             gateway_id="g1",
-            **({"payload_digest": "d", "retention_ms": 60_000} | fields),
+            **({"profile": PROFILE, "payload_digest": "d", "retention_ms": 60_000} | fields),
         )
         assert await submit(redis, entry, lane_limit=1000)
         return prompt
