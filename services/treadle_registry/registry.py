@@ -44,8 +44,8 @@ class Registry:
         self, store: Store, rollouts: Rollouts, changes: ChangeLog, thread: ThreadPoolExecutor
     ) -> None:
         self.store, self.catalog, self.rollouts, self.changes = store, rollouts.catalog, rollouts, changes
-        self.deploying, self.leasing = Deploying(rollouts), Leasing(rollouts, store)
         self.readings = Readings(store, capacity=_KEPT_READINGS)
+        self.deploying, self.leasing = Deploying(rollouts), Leasing(rollouts, self._compute_digest)
         self._uses: dict[str, float] = {}
         self._thread = thread
 
@@ -110,6 +110,11 @@ class Registry:
             self.store.get(digest)
             self.catalog.artifacts.need(digest)
         return self.readings.read(digest)
+
+    def _compute_digest(self, digest: str) -> str:
+        digests = self.readings.read(digest).manifest.digests
+        assert digests is not None, "an artifact in the store has digests"
+        return digests.compute
 
     def touch(self, digest: str) -> None:
         """Says that an artifact was used just now; written by `keep_uses`, many at once."""

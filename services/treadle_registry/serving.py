@@ -15,7 +15,7 @@ from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
 from treadle_registry.eviction import Eviction
-from treadle_registry.operations.imports import Imports
+from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 async def serving(
     config: RegistryConfig, telemetry: Telemetry | None = None, security: ServerSecurity | None = None
 ) -> AsyncIterator[RpcServer]:
-    """Opens the store and serves it until the block ends; then running imports are killed."""
+    """Opens the store and serves it until the block ends; then running jobs are killed."""
     registry = await Registry.open(config.store)
     eviction = Eviction(registry, quota=config.max_store_bytes, unknown_s=config.lease_unknown_s)
     upkeep = Upkeep(registry, eviction)
-    imports = Imports(
+    operations = Operations(
         registry,
         eviction,
         max_running=config.max_imports,
@@ -40,19 +40,19 @@ async def serving(
         kept=config.kept_operations,
     )
     try:
-        interrupted = await imports.recover()
+        interrupted = await operations.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
         server = RpcServer(
             config.address, security=security or config.transport.server(), telemetry=telemetry
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, imports, eviction),  # type: ignore[abstract]
+            RegistryServicer(registry, operations, eviction),  # type: ignore[abstract]
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(
             operations_pb2_grpc.add_OperationsServicer_to_server,
-            OperationsServicer(imports, registry.store),
+            OperationsServicer(operations, registry.store),
             SERVICE_NAME,
         )
         async with server.running(config.grace_period_s):
@@ -64,7 +64,7 @@ async def serving(
                 # Watches have no end of their own: they must not use up the grace period.
                 registry.changes.close()
     finally:
-        await imports.close()
+        await operations.close()
         await upkeep.close()
         await registry.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from treadle.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted, invalid_field
@@ -11,7 +12,6 @@ from treadle_registry.rollout.lease import Lease, Serving, ServingState
 from treadle_registry.rollout.rollouts import Rollouts
 from treadle_registry.rollout.step import Step
 from treadle_registry.rollout.wanted import check_configuration
-from treadle_registry.store.store import Store
 
 SHORTEST_S, LONGEST_S, DEFAULT_S = 1.0, 3600.0, 60.0
 MAX_LEASES = 10_000
@@ -34,8 +34,9 @@ class LeaseRequest:
 class Leasing:
     """Gives leases; in the registry's thread alone."""
 
-    def __init__(self, rollouts: Rollouts, store: Store) -> None:
-        self._rollouts, self._store = rollouts, store
+    def __init__(self, rollouts: Rollouts, compute_digest: Callable[[str], str]) -> None:
+        """`compute_digest` gives an artifact's; it may raise NotFound and DataLoss."""
+        self._rollouts, self._compute_digest = rollouts, compute_digest
         self._artifacts = rollouts.catalog.artifacts
 
     def acquire(self, request: LeaseRequest) -> Lease:
@@ -64,14 +65,13 @@ class Leasing:
         return lease
 
     def _made(self, request: LeaseRequest) -> Lease:
-        digests = self._store.get(request.digest).manifest.digests
         lease_id = f"lease-{secrets.token_hex(16)}"
         time_to_live_s = _time_to_live(request.time_to_live_s, DEFAULT_S)
         return Lease(
             lease_id=lease_id,
             request_id=request.request_id or lease_id,
             digest=request.digest,
-            compute_digest=digests.compute if digests else "",
+            compute_digest=self._compute_digest(request.digest),
             holder=request.holder,
             time_to_live_s=time_to_live_s,
             serving=request.serving,

@@ -46,8 +46,7 @@ class LeaseMethods(registry_pb2_grpc.RegistryServiceServicer):
             seconds_from_proto(request.time_to_live) if request.HasField("time_to_live") else None
         )
         serving = serving_from_proto(request.serving) if request.HasField("serving") else None
-        if serving is not None:
-            current_principal().require(_WORKERS, "a lease that serves")
+        self._check_holder(request.lease_id)
         lease = await self._registry.in_thread(
             self._registry.leasing.renew, request.lease_id, time_to_live_s, serving
         )
@@ -58,6 +57,7 @@ class LeaseMethods(registry_pb2_grpc.RegistryServiceServicer):
         self, request: lease_pb2.ReleaseLeaseRequest, context: object
     ) -> lease_pb2.ReleaseLeaseResponse:
         """Lets it go."""
+        self._check_holder(request.lease_id)
         await self._registry.in_thread(self._registry.leasing.release, request.lease_id)
         return lease_pb2.ReleaseLeaseResponse()
 
@@ -75,6 +75,12 @@ class LeaseMethods(registry_pb2_grpc.RegistryServiceServicer):
         return lease_pb2.ListLeasesResponse(
             leases=[lease_to_proto(lease, now) for lease in page], next_page_token=token
         )
+
+    def _check_holder(self, lease_id: str) -> None:
+        """Raises PermissionDenied where it is a worker's and the caller may not be one."""
+        lease = self._registry.rollouts.book.get(lease_id)
+        if lease is not None and lease.serving is not None:
+            current_principal().require(_WORKERS, "a lease that serves")
 
     async def EvictArtifacts(
         self, request: lease_pb2.EvictArtifactsRequest, context: object

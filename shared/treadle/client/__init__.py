@@ -3,10 +3,22 @@
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
 from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
 from treadle.client.async_client import AsyncClient
+from treadle.client.deployment import (
+    Deployment,
+    DeploymentTarget,
+    Eviction,
+    Evictions,
+    Lease,
+    ModelChange,
+    Promotion,
+    ServingConfiguration,
+    TargetStatus,
+)
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
 from treadle.client.sync_client import Client, SyncAnswerStream
+from treadle.client.verification import DamagedFile, Verification
 from treadle.security import Credentials
 
 __all__ = [
@@ -21,15 +33,26 @@ __all__ = [
     "Chunk",
     "Client",
     "Credentials",
+    "DamagedFile",
+    "Deployment",
+    "DeploymentTarget",
+    "Eviction",
+    "Evictions",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",
+    "Lease",
     "Message",
+    "ModelChange",
     "ModelSource",
+    "Promotion",
     "Prompt",
     "RegistryClient",
     "ServedModel",
+    "ServingConfiguration",
     "SyncAnswerStream",
+    "TargetStatus",
     "TokenLogprobs",
     "Usage",
+    "Verification",
 ]
