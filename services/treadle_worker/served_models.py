@@ -64,7 +64,9 @@ class ServedModels:
         """Of holdings and hosts, while they are there."""
         self._retiring: dict[HostKey, asyncio.Task[None]] = {}
         self._group = asyncio.TaskGroup()
-        self._draining = False
+        self.pinned: set[str] = set()
+        """Names that are served because an operator said so."""
+        self.draining = False
 
     @property
     def hosts(self) -> list[ModelHost]:
@@ -89,7 +91,7 @@ class ServedModels:
     def state(self) -> str:
         """ "loading" until it is known of every named model whether it can be served; then "ready", or
         "failed" where none can."""
-        states = {self._state_of(name) for name in self._named.names}
+        states = {self._state_of(name) for name in self._config.models}
         if "loading" in states:
             return "loading"
         return "failed" if states == {"failed"} else "ready"
@@ -105,6 +107,22 @@ class ServedModels:
         self._woken.set()
         for holding in self._holdings.values():
             holding.keeper.wake()
+
+    async def pin(self, name: str) -> None:
+        """Serves an alias or digest, whether or not anybody else wants it; raises what the registry says."""
+        artifact = await self._registry.resolve(name)
+        if name not in self._named.names:
+            self._named.resolved[name] = artifact.digest
+            self._named.names.append(name)
+            self.pinned.add(name)
+        self.wake()
+
+    def unpin(self, name: str) -> None:
+        """Takes `pin` back."""
+        if name in self.pinned:
+            self.pinned.remove(name)
+            self._named.names.remove(name)
+            self.wake()
 
     async def watched(self, known: KnownModels, alias: str) -> None:
         """The registry's watch has news of an alias; empty: of all."""
@@ -142,11 +160,11 @@ class ServedModels:
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests and no more models; returns when what runs is finished, or time is up."""
-        self._draining = True
+        self.draining = True
         await asyncio.gather(*(host.drain(timeout_s) for host in self.hosts))
 
     async def _turn(self) -> None:
-        if self._draining:
+        if self.draining:
             return
         self._claims = self._wanted()
         for claim, holding in list(self._holdings.items()):
@@ -186,7 +204,7 @@ class ServedModels:
 
     def _candidates(self) -> list[Claim]:
         held = [claim for claim in self._holdings if not claim.required]
-        limit = 0 if self._draining else self._config.max_deployed_models
+        limit = 0 if self.draining else self._config.max_deployed_models
         return to_take_up(self._claims, held, limit=limit)
 
     async def _take_up(self, claim: Claim) -> bool:
@@ -259,7 +277,7 @@ class ServedModels:
 
     async def _retire(self, key: HostKey, host: ModelHost) -> None:
         # Where no heartbeat ever named it, nothing was sent to it.
-        if host.announced is not None:
+        if host.ready is not None or host.announced is not None:
             await retire(host, self._redis, self._consumer, timeout_s=self._config.retire_timeout_s)
         host.draining = True
         task = self._tasks.pop(host)

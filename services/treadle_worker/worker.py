@@ -16,6 +16,7 @@ from treadle.errors import TreadleError
 from treadle.queue import workers
 from treadle.queue.connection import connect, connect_blocking
 from treadle.telemetry.service import Telemetry
+from treadle_worker.by_hand import ByHand
 from treadle_worker.clock import RedisClock
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.configuration import complete
@@ -38,6 +39,13 @@ _MAX_BLOCKING = 128
 """Connections for reads that block: one for each model, and one for the control stream."""
 _RESERVE = 0.2
 """The share of the grace period that is kept for handing back and stopping the engines."""
+
+
+def loaded_profile(name: str, artifact: Artifact, host: ModelHost) -> LoadedProfile:
+    """A model as the heartbeat and the control port say it."""
+    return to_loaded_profile(
+        name, artifact, host.profile, complete(host.config), host.state, host.ready, host.failure
+    )
 
 
 class Worker:
@@ -91,6 +99,7 @@ class Worker:
             self._make_host,
             self._changed,
         )
+        self.by_hand = ByHand(self.models)
         self._notices = NoticeReader(self._blocking, self.consumer, clock, self._runs)
         self._described: dict[ModelHost, Ready | None] = {}
         """The hosts of the last heartbeat, and the engines that they had ready."""
@@ -137,21 +146,7 @@ class Worker:
 
     def profiles(self) -> list[tuple[ModelHost, LoadedProfile]]:
         """The models that are here, with their state."""
-        return [
-            (
-                host,
-                to_loaded_profile(
-                    name,
-                    artifact,
-                    host.profile,
-                    complete(host.config),
-                    host.state,
-                    host.ready,
-                    host.failure,
-                ),
-            )
-            for host, artifact, name in self.models.served()
-        ]
+        return [(host, loaded_profile(name, artifact, host)) for host, artifact, name in self.models.served()]
 
     def describe(self) -> Heartbeat:
         """What the heartbeat says."""

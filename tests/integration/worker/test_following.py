@@ -13,6 +13,7 @@ import pytest
 from fake_registry import FakeRegistry
 from waiting import until
 
+from treadle.errors import FailedPrecondition, NotFound
 from treadle.models.profile import ServingProfile
 from treadle.queue.workers import heartbeats
 from treadle_worker import retirement
@@ -269,4 +270,27 @@ async def test_unknown_artifacts_are_asked_for_again(following, registry):
         await until(lambda: registry.state_of("sha256:a") == ["loading"], "its lease is there")
         assert one.worker.state == "loading"
         registry.artifacts["sha256:a"] = artifact
+        await one.until_hosts(a="ready")
+
+
+async def test_a_model_is_loaded_and_unloaded_by_hand(following, registry):
+    async with following(deployments=False) as one:
+        await one.until_hosts(a="ready")
+        by_hand = one.worker.by_hand
+        holding = await by_hand.load("sha256:b")
+        profile = holding.host.profile
+        assert one.hosts() == {"sha256:a": "ready", "sha256:b": "ready"}
+        with pytest.raises(FailedPrecondition) as caught:
+            await by_hand.unload(one.worker.hosts[0].profile)
+        assert caught.value.reason == "MODEL_WANTED"
+        await by_hand.unload(profile)
+        assert one.hosts() == {"sha256:a": "ready"}
+        with pytest.raises(NotFound):
+            await by_hand.unload(profile)
+        with pytest.raises(NotFound):
+            await by_hand.load("nothing")
+        registry.point("deployed", "sha256:c")
+        registry.deploy("deployed", ["sha256:c"], [], warm_up_prompts=[""])
+        with pytest.raises(FailedPrecondition, match="warm-up prompt 1"):
+            await by_hand.load("deployed")
         await one.until_hosts(a="ready")
