@@ -31,6 +31,7 @@ class Holding:
         registry: Registry,
         holder: str,
         *,
+        artifact: Artifact | None,
         time_to_live_s: float,
         changed: Callable[[], None],
     ) -> None:
@@ -38,7 +39,7 @@ class Holding:
         self.claim = claim
         self.wanted = True
         """False once the model is only finished with."""
-        self.artifact: Artifact | None = None
+        self.artifact = artifact
         """Once the registry has answered."""
         self.host: ModelHost | None = None
         self.failure: TreadleError | None = None
@@ -88,7 +89,7 @@ class Holding:
 
     async def _find(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
+        while self.artifact is None:
             try:
                 self.artifact = await self._registry.resolve(self.claim.artifact_digest)
                 self._changed()

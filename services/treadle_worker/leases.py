@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 RENEWALS = 3
 """How often a lease is renewed in its time to live."""
 _FIRST_PAUSE_S = 0.25
-_RELEASE_TIMEOUT_S = 2.0
+_RELEASE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)

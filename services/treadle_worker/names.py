@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from treadle.deployments import ModelWatch
 from treadle.errors import NotFound, TreadleError
+from treadle_worker.jobs import Artifact
 from treadle_worker.registry import Registry
 from treadle_worker.wanted import is_digest
 
@@ -26,11 +27,20 @@ class NamedModels:
         self, names: Iterable[str], watch: ModelWatch, registry: Registry, changed: Callable[[], None]
     ) -> None:
         self.names = list(names)
-        self.resolved: dict[str, str] = {}
+        self.resolved: dict[str, Artifact] = {}
         """Aliases to what they meant when the registry was asked."""
         self._watch = watch
         self._registry = registry
         self._changed = changed
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """`resolved` as digests."""
+        return {name: artifact.digest for name, artifact in self.resolved.items()}
+
+    def artifact(self, digest: str) -> Artifact | None:
+        """One that the registry has answered with."""
+        return next((one for one in self.resolved.values() if one.digest == digest), None)
 
     async def run(self) -> None:
         """Asks for the names until the watch knows them."""
@@ -62,5 +72,5 @@ class NamedModels:
     async def _ask(self, name: str) -> None:
         if self._watch.known is not None:
             raise NotFound(f"the registry has no alias {name!r}", reason="MODEL_NOT_FOUND")
-        self.resolved[name] = (await self._registry.resolve(name)).digest
+        self.resolved[name] = await self._registry.resolve(name)
         self._changed()

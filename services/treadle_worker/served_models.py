@@ -112,7 +112,7 @@ class ServedModels:
         """Serves an alias or digest, whether or not anybody else wants it; raises what the registry says."""
         artifact = await self._registry.resolve(name)
         if name not in self._named.names:
-            self._named.resolved[name] = artifact.digest
+            self._named.resolved[name] = artifact
             self._named.names.append(name)
             self.pinned.add(name)
         self.wake()
@@ -122,6 +122,7 @@ class ServedModels:
         if name in self.pinned:
             self.pinned.remove(name)
             self._named.names.remove(name)
+            self._named.resolved.pop(name, None)
             self.wake()
 
     async def watched(self, known: KnownModels, alias: str) -> None:
@@ -161,7 +162,9 @@ class ServedModels:
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests and no more models; returns when what runs is finished, or time is up."""
         self.draining = True
-        await asyncio.gather(*(host.drain(timeout_s) for host in self.hosts))
+        draining = asyncio.gather(*(host.drain(timeout_s) for host in self.hosts))
+        self.wake()
+        await draining
 
     async def _turn(self) -> None:
         if self.draining:
@@ -186,7 +189,7 @@ class ServedModels:
 
     def _wanted(self) -> list[Claim]:
         found = wanted(
-            self._watch.known, self._named.names, self._named.resolved, others=self._config.deployments
+            self._watch.known, self._named.names, self._named.meanings, others=self._config.deployments
         )
         # What is the same to this worker is held once: deployments may say in full what the settings say.
         return list(dict.fromkeys(filled(claim, self._engine_config) for claim in found))
@@ -229,6 +232,7 @@ class ServedModels:
             self._engine_config,
             self._registry,
             self._consumer,
+            artifact=self._named.artifact(claim.artifact_digest),
             time_to_live_s=self._config.lease_s,
             changed=self._woken.set,
         )
@@ -255,7 +259,7 @@ class ServedModels:
         elif host.draining:
             # It takes no more requests: another one comes after it.
             return
-        holding.host = host
+        holding.host, holding.failure = host, None
         host.artifact = artifact
         holding.keeper.wake()
         self._changed()

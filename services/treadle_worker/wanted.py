@@ -77,12 +77,15 @@ def to_take_up(claims: Iterable[Claim], held: Collection[Claim], *, limit: int) 
     """Claims to ask leases for, of those that are not required: none once `limit` different models are held.
 
     `held` are those that are not required and held now, being given up included: each has its memory still.
+    The last room is for another model of an alias that is held already, or no roll-out could begin; where
+    there is room for one only, it is for any.
     """
     models = {(claim.artifact_digest, claim.configuration) for claim in held}
-    return [
-        claim
-        for claim in claims
-        if not claim.required
-        and claim not in held
-        and (len(models) < limit or (claim.artifact_digest, claim.configuration) in models)
-    ]
+    aliases = {claim.name for claim in held}
+    room = limit - len(models)
+
+    def fits(claim: Claim) -> bool:
+        needed = 1 if claim.name in aliases or limit == 1 else 2
+        return (claim.artifact_digest, claim.configuration) in models or room >= needed
+
+    return [claim for claim in claims if not claim.required and claim not in held and fits(claim)]

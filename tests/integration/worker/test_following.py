@@ -179,7 +179,7 @@ async def test_equal_weights_with_another_tokenizer_are_refused(following, regis
 
 
 async def test_others_deployments_are_taken_up_while_there_is_room(following, registry):
-    async with following(models=(), max_deployed_models=2) as one:
+    async with following(models=(), max_deployed_models=3) as one:
         assert one.worker.state == "ready"
         for name in "abc":
             registry.deploy(f"alias-{name}", [f"sha256:{name}"], [])

@@ -61,7 +61,10 @@ def test_no_more_models_are_asked_for_than_there_is_room():
     same = Claim("w", "a", required=False)
     assert to_take_up([*claims, Claim("n", "d")], [], limit=1) == claims
     assert to_take_up([*claims, same], claims[:1], limit=1) == [same]
-    assert to_take_up([*claims, same], claims[:1], limit=2) == [*claims[1:], same]
+    assert to_take_up([*claims, same], claims[:1], limit=3) == [*claims[1:], same]
+    assert to_take_up([*claims, same], claims[:1], limit=2) == [same]
+    other = Claim("x", "d", required=False)
+    assert to_take_up([*claims, other], claims[:1], limit=2) == [other]
     assert to_take_up(claims, claims[:2], limit=2) == []
     assert to_take_up(claims, [], limit=0) == []
 
