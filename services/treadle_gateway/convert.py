@@ -16,6 +16,7 @@ from treadle.api.inference.v1.generation_pb2 import (
     TokenDelta,
 )
 from treadle.api.worker.v1.queue_pb2 import WORKER_STATE_READY, Heartbeat, LaneEntry
+from treadle.deployments import ServingConfiguration
 from treadle.queue import keys
 from treadle.queue.keys import RequestKeys
 from treadle.rpc import from_status, to_status
@@ -267,6 +268,8 @@ def to_loaded(heartbeats: Iterable[Heartbeat]) -> list[Loaded]:
             vocab_size=one.vocab_size,
             ready=heartbeat.state == one.state == WORKER_STATE_READY,
             error=from_status(one.error) if one.HasField("error") else None,
+            worker=heartbeat.consumer,
+            configuration=ServingConfiguration(one.dtype, one.quantization, one.cache_dtype),
         )
         for heartbeat in heartbeats
         for one in heartbeat.profiles

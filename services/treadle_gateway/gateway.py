@@ -12,6 +12,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
+from treadle.deployments import ModelWatch, watch_models
 from treadle.errors import Unavailable
 from treadle.queue.connection import connect, connect_blocking
 from treadle.queue.workers import heartbeats
@@ -81,7 +82,8 @@ async def running_gateway(
         stack.push_async_callback(follower.close)
         artifacts = ArtifactCache(GrpcRegistry(registry), timeout_s=config.registry_timeout_s)
         stack.push_async_callback(artifacts.close)
-        models = Models(artifacts, partial(_read_loaded, redis))
+        watch = ModelWatch(watch_models(registry), lambda known, alias: models.watched(known, alias))
+        models = Models(artifacts, partial(_read_loaded, redis), lambda: watch.known)
         background = BackgroundTasks()
         admission = Admission(config.max_concurrent_requests)
         metrics = GatewayMetrics(telemetry.registry)
@@ -96,7 +98,7 @@ async def running_gateway(
                 tokenizer_timeout_s=config.tokenizer_timeout_s,
             ),
             models,
-            Aliases(GrpcRegistry(registry), timeout_s=config.registry_timeout_s),
+            Aliases(GrpcRegistry(registry), timeout_s=config.registry_timeout_s, watched=lambda: watch.known),
             admission,
             metrics,
         )
@@ -110,12 +112,16 @@ async def running_gateway(
         readiness = Readiness(
             redis_answers(redis), partial(is_serving, registry), partial(is_serving, tokenizer)
         )
-        watching = asyncio.create_task(readiness.keep(server.set_ready), name="readiness")
+        watching = [
+            asyncio.create_task(readiness.keep(server.set_ready), name="readiness"),
+            asyncio.create_task(watch.run(), name="watch"),
+        ]
         try:
             yield Gateway(server, follower, background, admission, gateway_id)
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             await _stop(server, follower, background, config.grace_period_s)
 
 

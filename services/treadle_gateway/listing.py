@@ -7,9 +7,10 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from treadle.deployments import KnownModels
 from treadle.errors import TreadleError, invalid_field
 from treadle_gateway.clients import Registry
 from treadle_gateway.models import ARTIFACT_FRESH_S, Loaded
@@ -35,16 +36,27 @@ class Listed:
 
 
 class Aliases:
-    """Every alias of the registry: fresh for a while, and kept when the registry is away."""
+    """Every alias of the registry: as its watch says it, or else fresh for a while; kept when it is away."""
 
-    def __init__(self, registry: Registry, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        timeout_s: float,
+        watched: Callable[[], KnownModels | None] = lambda: None,
+    ) -> None:
         self._registry = registry
+        self._watched = watched
         self._timeout_s = timeout_s
         self._known: list[tuple[str, str]] | None = None
         self._fresh_until = 0.0
 
     async def read(self, loaded: Iterable[Loaded]) -> list[tuple[str, str]]:
-        """Aliases with their artifacts' digests; what the workers call them where nothing else is known."""
+        """Aliases with the digests of the artifacts that answer for them; what the workers call them where
+        nothing else is known."""
+        watched = self._watched()
+        if watched is not None:
+            return _pairs(watched)
         if self._known is None or time.monotonic() >= self._fresh_until:
             try:
                 self._known = [pair async for pair in self._registry.aliases(timeout_s=self._timeout_s)]
@@ -53,6 +65,13 @@ class Aliases:
                     return list({(one.model_name, one.artifact_digest) for one in loaded if one.model_name})
             self._fresh_until = time.monotonic() + ARTIFACT_FRESH_S
         return self._known
+
+
+def _pairs(known: KnownModels) -> list[tuple[str, str]]:
+    pairs = [(name, digest) for name, digest in known.aliases.items() if name not in known.deployments]
+    for alias, deployment in known.deployments.items():
+        pairs += [(alias, target.artifact_digest) for target in deployment.serving]
+    return pairs
 
 
 def list_served(loaded: Iterable[Loaded], aliases: Iterable[tuple[str, str]]) -> list[Listed]:

@@ -1,16 +1,19 @@
 """Which artifact a model's name means, and which profile of it is ready.
 
-Names come from the registry and are remembered, so that the gateway goes on with what it knows while the
-registry is away. Readiness comes from the workers' heartbeats in Redis.
+Names are followed by the registry's watch, and asked for where it has said nothing; the gateway goes on with
+what it knows while the registry is away. Readiness comes from the workers' heartbeats in Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from treadle.deployments import KnownModels, ServingConfiguration, Target
 from treadle.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -24,10 +27,15 @@ from treadle.errors import (
 )
 from treadle.models.remembered import RememberedNames
 from treadle_gateway.clients import Artifact, Registry
+from treadle_gateway.routing import routes
 
 ARTIFACT_FRESH_S = 2.0
-"""How long an alias is taken to mean what it meant."""
+"""How long an alias that is not watched is taken to mean what it meant."""
+DIGEST_FRESH_S = 300.0
+"""How long a digest is not asked for again: it never means anything else, but may be deleted."""
 READY_FRESH_S = 0.5
+NEWER_S = 0.05
+"""At least so old is what is read again because nobody was ready."""
 NOT_SERVED_RETRY_S = 2.0
 MAX_CACHED = 1024
 
@@ -46,6 +54,10 @@ class Loaded:
     ready: bool
     error: TreadleError | None = None
     """Why the worker could not load it."""
+    worker: str = ""
+    """Its consumer's name."""
+    configuration: ServingConfiguration = field(default_factory=ServingConfiguration)
+    """Complete."""
 
     def serves(self, artifact: Artifact) -> bool:
         """Whether it answers for the artifact: equal numbers and equal ids; the template may differ."""
@@ -80,12 +92,13 @@ class ArtifactCache:
         self._registry = registry
         self._timeout_s = timeout_s
         self._names = RememberedNames(self._ask, fresh_s=ARTIFACT_FRESH_S, max_names=MAX_CACHED)
+        self._digests = RememberedNames(self._ask, fresh_s=DIGEST_FRESH_S, max_names=MAX_CACHED)
 
     async def resolve(self, name: str) -> Artifact:
         """The artifact; raises NotFound and InvalidArgument naming the field, and Unavailable when it cannot
         be known."""
         try:
-            return await self._names.get(name)
+            return await self._remembered(name).get(name)
         except NotFound as error:
             raise NotFound(
                 f"no model {name!r} is known; ListModels lists what is served",
@@ -108,50 +121,103 @@ class ArtifactCache:
         try:
             return await self._registry.resolve(name, timeout_s=self._timeout_s)
         except NotFound:
-            self._names.forget(name)
+            self._remembered(name).forget(name)
             raise
+
+    def _remembered(self, name: str) -> RememberedNames[Artifact]:
+        return self._digests if name.startswith("sha256:") else self._names
+
+    def forget(self, name: str) -> None:
+        """The registry has said that the name is gone."""
+        self._remembered(name).forget(name)
 
     async def close(self) -> None:
         """Ends what is still being asked."""
         await self._names.close()
+        await self._digests.close()
 
 
 class Models:
     """Which model answers a request."""
 
-    def __init__(self, artifacts: ArtifactCache, read_loaded: Callable[[], Awaitable[list[Loaded]]]) -> None:
-        """`read_loaded` gives every living worker's profiles; it raises Unavailable."""
+    def __init__(
+        self,
+        artifacts: ArtifactCache,
+        read_loaded: Callable[[], Awaitable[list[Loaded]]],
+        known: Callable[[], KnownModels | None] = lambda: None,
+    ) -> None:
+        """`read_loaded` gives every living worker's profiles; it raises Unavailable. `known` is what the
+        registry's watch has said."""
         self._artifacts = artifacts
+        self._known = known
         self._read_loaded = read_loaded
         self._loaded: list[Loaded] = []
-        self._loaded_until = 0.0
+        self._loaded_at = -math.inf
         self._reading = asyncio.Lock()
 
-    async def find(self, name: str, profile: str = "") -> ServedModel:
-        """The model that will answer.
+    async def find(self, name: str, profile: str = "", request_id: str = "") -> ServedModel:
+        """The model that will answer; of a deployment with two artifacts the id draws one.
 
         Raises NotFound for an unknown name, Unavailable (MODEL_NOT_SERVED) where nobody has it ready,
         DataLoss (DAMAGED_FILE) where that is so because its files are damaged, and FailedPrecondition
         (PROFILE_NOT_SERVED) where others of its profiles are served, but not `profile`.
         """
-        artifact = await self._artifacts.resolve(name)
-        loaded = [one for one in await self.loaded() if one.serves(artifact)]
-        ready = [one for one in loaded if one.ready]
+        targets = routes(self._known(), name, request_id) or [Target(name)]
+        for max_age_s in (READY_FRESH_S, NEWER_S):
+            loaded = await self.loaded(max_age_s)
+            having: list[Loaded] = []
+            for target in targets:
+                artifact = await self._artifact(target, targets)
+                if artifact is None:
+                    continue
+                able = [one for one in loaded if _answers(one, target, artifact)]
+                having += able
+                ready = [one for one in able if one.ready and profile in ("", one.profile)]
+                if ready:
+                    return _served(artifact, ready)
         if profile:
-            ready = _of_profile(name, profile, loaded)
-        if not ready:
-            raise _not_served(name, loaded)
-        names = [one.profile for one in ready]
-        chosen = max(sorted(set(names)), key=names.count)
-        return _served(artifact, [one for one in ready if one.profile == chosen])
+            _check_profile(name, profile, having)
+        raise _not_served(name, having)
 
-    async def loaded(self) -> list[Loaded]:
-        """Every living worker's profiles, at most READY_FRESH_S old."""
+    async def _artifact(self, target: Target, targets: Sequence[Target]) -> Artifact | None:
+        """What the target names; None where it cannot be known, but there are others."""
+        try:
+            return await self._artifacts.resolve(target.artifact_digest)
+        except TreadleError:
+            if len(targets) == 1:
+                raise
+            return None
+
+    async def is_ready(self, model: ServedModel) -> bool:
+        """Whether anybody has the model ready still."""
+        return any(one.ready and one.profile == model.profile for one in await self.loaded())
+
+    async def watched(self, known: KnownModels, alias: str) -> None:
+        """Learns what an alias (empty: every deployed one) leads to, while the registry can be asked."""
+        names = [alias] if alias else list(known.deployments)[:MAX_CACHED]
+        digests = []
+        if alias in known.aliases:
+            digests.append(known.aliases[alias])
+        elif alias:
+            self._artifacts.forget(alias)
+        for name in names:
+            if name in known.deployments:
+                digests += [target.artifact_digest for target in known.deployments[name].concerned]
+        for digest in dict.fromkeys(digests):
+            with contextlib.suppress(TreadleError):
+                await self._artifacts.resolve(digest)
+
+    async def loaded(self, max_age_s: float = READY_FRESH_S) -> list[Loaded]:
+        """Every living worker's profiles, at most `max_age_s` old."""
         async with self._reading:
-            if time.monotonic() >= self._loaded_until:
+            if time.monotonic() >= self._loaded_at + max_age_s:
                 self._loaded = await self._read_loaded()
-                self._loaded_until = time.monotonic() + READY_FRESH_S
+                self._loaded_at = time.monotonic()
             return self._loaded
+
+
+def _answers(loaded: Loaded, target: Target, artifact: Artifact) -> bool:
+    return loaded.serves(artifact) and target.configuration.met_by(loaded.configuration)
 
 
 def _not_served(name: str, loaded: Sequence[Loaded]) -> TreadleError:
@@ -168,7 +234,7 @@ def _not_served(name: str, loaded: Sequence[Loaded]) -> TreadleError:
     )
 
 
-def _of_profile(name: str, profile: str, loaded: Sequence[Loaded]) -> list[Loaded]:
+def _check_profile(name: str, profile: str, loaded: Sequence[Loaded]) -> None:
     if loaded and profile not in {one.profile for one in loaded}:
         served = ", ".join(sorted({one.profile for one in loaded}))
         raise FailedPrecondition(
@@ -176,10 +242,14 @@ def _of_profile(name: str, profile: str, loaded: Sequence[Loaded]) -> list[Loade
             reason="PROFILE_NOT_SERVED",
             fields=[FieldViolation("generation.profile", f"must be one of {served}, or empty")],
         )
-    return [one for one in loaded if one.profile == profile and one.ready]
 
 
-def _served(artifact: Artifact, workers: Sequence[Loaded]) -> ServedModel:
+def _served(artifact: Artifact, ready: Sequence[Loaded]) -> ServedModel:
+    """The artifact as most workers serve it."""
+    names = [one.profile for one in ready]
+    chosen = max(sorted(set(names)), key=names.count)
+    # A worker says for each artifact that it serves with one engine that it does.
+    workers = list({one.worker: one for one in ready if one.profile == chosen}.values())
     return ServedModel(
         artifact=artifact,
         profile=workers[0].profile,

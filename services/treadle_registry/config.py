@@ -30,6 +30,10 @@ class RegistryConfig(BaseSettings):
     """Imports that wait for their turn; more are refused."""
     kept_operations: int = Field(default=1000, ge=1)
     """How many ended operations can still be asked for."""
+    max_store_bytes: int = Field(default=0, ge=0)
+    """What the store may hold; what is used least is deleted to keep to it. 0: no such bound."""
+    lease_unknown_s: float = Field(default=60.0, ge=0)
+    """After a start, how long nothing is deleted to make room: holders of leases may not have come yet."""
     grace_period_s: float = Field(default=5.0, gt=0)
     """From SIGTERM to the end."""
 

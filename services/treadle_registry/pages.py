@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 from treadle.errors import InvalidArgument, invalid_field
+
+_T = TypeVar("_T")
 
 _DEFAULT_SIZE = 50
 _MAX_SIZE = 500
@@ -26,6 +30,12 @@ def page_size(asked: int) -> int:
 def next_token(listing: str, key: str | int) -> str:
     """The token that goes on after the row `key` of a listing."""
     return base64.urlsafe_b64encode(json.dumps([listing, key]).encode()).decode()
+
+
+def page_of(rows: list[_T], limit: int, listing: str, key: Callable[[_T], str | int]) -> tuple[list[_T], str]:
+    """The first `limit` of one row more, and the token that leads on when that one was there."""
+    page = rows[:limit]
+    return page, next_token(listing, key(page[-1])) if len(rows) > limit else ""
 
 
 def read_token(token: str, listing: str, first: str | int) -> str | int:

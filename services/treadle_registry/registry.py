@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from treadle.errors import Aborted, DataLoss, NotFound
+from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound, TreadleError
 from treadle_registry.catalog.aliases import Alias
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.names import check_alias, check_digest, is_digest
 from treadle_registry.operations.job import Imported
-from treadle_registry.pages import LAST, next_token, page_size, read_token
+from treadle_registry.pages import LAST, page_of, page_size, read_token
+from treadle_registry.rollout.changes import Change, ChangeLog
+from treadle_registry.rollout.deploying import Deploying
+from treadle_registry.rollout.leasing import Leasing
+from treadle_registry.rollout.rollouts import Rollouts
+from treadle_registry.store.readings import Readings
 from treadle_registry.store.staging import disk_errors
 from treadle_registry.store.store import Published, Store
 
@@ -27,36 +33,54 @@ logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+_KEPT_READINGS = 2048
+"""Manifests in memory: a few kilobytes each."""
+
 
 class Registry:
-    """Artifacts and aliases. Made by `open`, ended by `close`."""
+    """Artifacts, aliases, deployments and leases. Made by `open`, ended by `close`."""
 
-    def __init__(self, store: Store, catalog: Catalog, thread: ThreadPoolExecutor) -> None:
-        self.store, self.catalog = store, catalog
+    def __init__(
+        self, store: Store, rollouts: Rollouts, changes: ChangeLog, thread: ThreadPoolExecutor
+    ) -> None:
+        self.store, self.catalog, self.rollouts, self.changes = store, rollouts.catalog, rollouts, changes
+        self.readings = Readings(store, capacity=_KEPT_READINGS)
+        self.deploying, self.leasing = Deploying(rollouts), Leasing(rollouts, self._compute_digest)
+        self._uses: dict[str, float] = {}
         self._thread = thread
 
     @classmethod
     async def open(cls, folder: Path) -> Registry:
         """Opens the store at `folder`; raises FailedPrecondition when another registry serves it."""
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="registry-disk")
+        loop, changes = asyncio.get_running_loop(), ChangeLog()
 
-        def prepare() -> tuple[Store, Catalog]:
+        def publish(news: Sequence[Change]) -> None:
+            loop.call_soon_threadsafe(changes.add, news)
+
+        def prepare() -> tuple[Store, Rollouts]:
             with disk_errors("the registry's database"):
                 store = Store.open(folder)
                 catalog = Catalog(folder)
-                catalog.artifacts.index(found.manifest.digest for found in _readable(store, store.digests()))
-                return store, catalog
+                manifests = [found.manifest for found in _readable(store.get, store.digests())]
+                catalog.artifacts.index({manifest.digest: manifest.create_time for manifest in manifests})
+                return store, Rollouts(catalog, publish=publish)
 
         try:
-            return cls(*await asyncio.get_running_loop().run_in_executor(thread, prepare), thread)
+            return cls(*await loop.run_in_executor(thread, prepare), changes, thread)
         except BaseException:
             thread.shutdown(wait=False)
             raise
 
     async def close(self) -> None:
         """Lets another registry have the store."""
-        await self.in_thread(self.catalog.close)
-        self._thread.shutdown()
+        try:
+            await self.keep_uses()
+        except TreadleError as error:
+            logger.error("when artifacts were used last cannot be kept", extra={"cause": error.message})
+        finally:
+            await self.in_thread(self.catalog.close)
+            self._thread.shutdown()
 
     async def in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Runs a blocking call of the store or the catalog, in its turn.
@@ -71,21 +95,41 @@ class Registry:
         return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     async def resolve(self, model: str) -> tuple[Published, Alias | None]:
-        """An alias or digest to its artifact; raises NotFound."""
-        if is_digest(model):
-            return await self.in_thread(self._artifact, model), None
-        check_alias(model, "model")
-
-        def find() -> tuple[Published, Alias | None]:
-            alias = self.catalog.aliases.get(model)
-            return self.store.get(alias.digest), alias
-
-        return await self.in_thread(find)
+        """An alias or digest to its artifact; raises NotFound. What is asked for often costs no disk."""
+        alias = None if is_digest(model) else self.catalog.aliases.get(check_alias(model, "model"))
+        digest = alias.digest if alias else model
+        published = self.readings.recent(digest)
+        if published is None:
+            published = await self.in_thread(self._artifact, digest)
+        self.touch(digest)
+        return published, alias
 
     def _artifact(self, digest: str) -> Published:
         if not self.catalog.artifacts.has(digest):
-            raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND")
-        return self.store.get(digest)
+            # One whose manifest cannot be read is in no index: then this says so.
+            self.store.get(digest)
+            self.catalog.artifacts.need(digest)
+        return self.readings.read(digest)
+
+    def _compute_digest(self, digest: str) -> str:
+        digests = self.readings.read(digest).manifest.digests
+        assert digests is not None, "an artifact in the store has digests"
+        return digests.compute
+
+    def touch(self, digest: str) -> None:
+        """Says that an artifact was used just now; written by `keep_uses`, many at once."""
+        self._uses[digest] = time.time()
+
+    async def keep_uses(self) -> None:
+        """Writes when artifacts were used last."""
+        uses, self._uses = self._uses, {}
+        if not uses:
+            return
+        try:
+            await self.in_thread(self.catalog.artifacts.used, uses)
+        except BaseException:
+            self._uses = uses | self._uses
+            raise
 
     async def artifacts(self, size: int, token: str) -> tuple[list[Published], str]:
         """A page of artifacts by digest, and the next page's token."""
@@ -93,37 +137,47 @@ class Registry:
 
         def read() -> tuple[list[Published], str]:
             digests = self.catalog.artifacts.page(after, limit + 1)
-            page, following = _page(digests, limit, "artifacts", str)
-            return _readable(self.store, page), following
+            page, following = page_of(digests, limit, "artifacts", str)
+            return _readable(self.readings.read, page), following
 
         return await self.in_thread(read)
 
     async def delete_artifact(self, digest: str) -> int:
         """Deletes an artifact; gives the freed bytes. Raises NotFound, and FailedPrecondition when in use."""
         check_digest(digest, "digest")
+        return await self.in_thread(self._delete, digest)
 
-        def delete() -> int:
-            self.catalog.artifacts.remove(digest)
-            return self.store.delete(digest)
+    def _delete(self, digest: str) -> int:
+        self.catalog.artifacts.need(digest)
+        self.leasing.lapse()
+        if reasons := self.rollouts.held().get(digest):
+            raise FailedPrecondition(
+                f"the artifact is {'; '.join(reasons[:10])}"
+                f"{f', and {len(reasons) - 10} more' if len(reasons) > 10 else ''}; end that first",
+                reason="ARTIFACT_IN_USE",
+            )
+        return self.remove([digest])
 
-        return await self.in_thread(delete)
+    def remove(self, digests: Sequence[str]) -> int:
+        """Deletes artifacts that nothing holds, in the registry's thread; gives the freed bytes."""
+        self.catalog.artifacts.remove(digests)
+        for digest in digests:
+            self.readings.forget(digest)
+        return self.store.delete(*digests)
 
     async def set_alias(self, name: str, digest: str, etag: str) -> Alias:
-        """Creates or moves an alias; raises NotFound, and Aborted when the etag is not the alias's."""
-        check_alias(name, "name")
-        check_digest(digest, "artifact_digest")
-        return await self.in_thread(self.catalog.aliases.set, name, digest, etag)
+        """Creates or moves an alias; see `Deploying.set_alias`."""
+        return await self.in_thread(self.deploying.set_alias, name, digest, etag)
 
     async def delete_alias(self, name: str, etag: str) -> None:
-        """Forgets an alias; raises NotFound and Aborted."""
-        check_alias(name, "name")
-        await self.in_thread(self.catalog.aliases.delete, name, etag)
+        """Forgets an alias; raises NotFound, Aborted, and FailedPrecondition while it is deployed."""
+        await self.in_thread(self.deploying.delete_alias, name, etag)
 
     async def aliases(self, size: int, token: str) -> tuple[list[Alias], str]:
         """A page of aliases by name, and the next page's token."""
         limit, after = page_size(size), str(read_token(token, "aliases", ""))
         rows = await self.in_thread(self.catalog.aliases.page, after, limit + 1)
-        return _page(rows, limit, "aliases", lambda alias: alias.name)
+        return page_of(rows, limit, "aliases", lambda alias: alias.name)
 
     async def alias_history(self, name: str, size: int, token: str) -> tuple[list[Alias], str]:
         """A page of where an alias has pointed, newest first; raises NotFound for a name that never was."""
@@ -133,7 +187,7 @@ class Registry:
         rows = await self.in_thread(self.catalog.aliases.history, name, before, limit + 1)
         if not rows and not token:
             raise NotFound(f"there never was an alias {name!r}", reason="MODEL_NOT_FOUND")
-        page, following = _page(rows, limit, listing, lambda row: row[0])
+        page, following = page_of(rows, limit, listing, lambda row: row[0])
         return [alias for _, alias in page], following
 
     async def adopt(self, imported: Imported, alias: str) -> None:
@@ -142,30 +196,24 @@ class Registry:
 
         def take() -> None:
             try:
-                self.store.get(digest)
+                self.readings.read(digest)
             except NotFound:
                 raise Aborted(
                     "the artifact was deleted before the import ended; import it again", reason="DELETED"
                 ) from None
-            self.catalog.artifacts.add(digest)
+            self.catalog.artifacts.add(digest, time.time())
             if alias:
-                self.catalog.aliases.set(alias, digest)
+                self.deploying.set_alias(alias, digest)
 
         await self.in_thread(take)
 
 
-def _readable(store: Store, digests: Iterable[str]) -> list[Published]:
+def _readable(read: Callable[[str], Published], digests: Iterable[str]) -> list[Published]:
     """The artifacts whose manifests can be read: one that cannot must not take the others along."""
     readable = []
     for digest in digests:
         try:
-            readable.append(store.get(digest))
+            readable.append(read(digest))
         except (DataLoss, NotFound) as error:
             logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
     return readable
-
-
-def _page(rows: list[_T], limit: int, listing: str, key: Callable[[_T], str | int]) -> tuple[list[_T], str]:
-    """The first `limit` of one row more, and the token that leads on when that one was there."""
-    page = rows[:limit]
-    return page, next_token(listing, key(page[-1])) if len(rows) > limit else ""

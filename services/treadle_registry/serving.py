@@ -14,10 +14,12 @@ from treadle.rpc import RpcServer
 from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
+from treadle_registry.eviction import Eviction
 from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
+from treadle_registry.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,11 @@ async def serving(
 ) -> AsyncIterator[RpcServer]:
     """Opens the store and serves it until the block ends; then running jobs are killed."""
     registry = await Registry.open(config.store)
+    eviction = Eviction(registry, quota=config.max_store_bytes, unknown_s=config.lease_unknown_s)
+    upkeep = Upkeep(registry, eviction)
     operations = Operations(
         registry,
+        eviction,
         max_running=config.max_imports,
         max_waiting=config.max_waiting_imports,
         kept=config.kept_operations,
@@ -42,7 +47,7 @@ async def serving(
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, operations),  # type: ignore[abstract]
+            RegistryServicer(registry, operations, eviction),  # type: ignore[abstract]
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(
@@ -51,10 +56,16 @@ async def serving(
             SERVICE_NAME,
         )
         async with server.running(config.grace_period_s):
+            upkeep.start()
             await server.set_ready(True)
-            yield server
+            try:
+                yield server
+            finally:
+                # Watches have no end of their own: they must not use up the grace period.
+                registry.changes.close()
     finally:
         await operations.close()
+        await upkeep.close()
         await registry.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from treadle.deployments import watch_models
 from treadle.rpc import RpcServer, open_channel, run_service
 from treadle.telemetry.service import running_telemetry
 from treadle_worker.clients import RegistryClient
@@ -28,7 +29,8 @@ async def serve(configs: tuple[WorkerConfig, EngineConfig], stop: asyncio.Event)
         worker = Worker(
             config,
             engine_config,
-            resolve=RegistryClient(channel).resolve,
+            registry=RegistryClient(channel),
+            watch=watch_models(channel),
             start_engine=EngineClient.start,
             set_ready=server.set_ready,
             telemetry=telemetry,

@@ -123,7 +123,9 @@ class Claimer:
                 "delivered_tokens": len(history.token_ids),
             },
         )
-        if job.timeout_ms:
+        if job.tokenizer_digest and job.tokenizer_digest != self._tokenizer.digest:
+            request.fail(_foreign_ids(job, self._tokenizer))
+        elif job.timeout_ms:
             left_ms = delivery.added_ms + job.timeout_ms - self._clock.now_ms()
             if left_ms <= 0:
                 request.fail(too_late())
@@ -131,6 +133,15 @@ class Claimer:
                 loop = asyncio.get_running_loop()
                 request.deadline = loop.call_later(left_ms / 1000, self._expire, request)
         self._start(request)
+
+
+def _foreign_ids(job: Job, tokenizer: Tokenizer) -> FailedPrecondition:
+    """The end of a request in a lane of equal weights, but of another tokenizer."""
+    return FailedPrecondition(
+        f"the prompt's ids are of {job.tokenizer_digest}, but this worker serves the weights with "
+        f"{tokenizer.digest}; send the request again",
+        reason="TOKENIZER_MISMATCH",
+    )
 
 
 def too_late() -> DeadlineExceeded:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import grpc
+from collections.abc import Awaitable
+from typing import TypeVar
 
-from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
+import grpc
+from google.protobuf import duration_pb2
+
+from treadle.api.registry.v1 import lease_pb2, registry_pb2, registry_pb2_grpc
 from treadle.rpc import from_rpc_error
-from treadle_worker.convert import to_artifact
+from treadle_worker.convert import to_artifact, to_serving_lease
 from treadle_worker.jobs import Artifact
+from treadle_worker.leases import Served
 
 TIMEOUT_S = 10.0
+LEASE_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
 
 
 class RegistryClient:
@@ -21,8 +29,46 @@ class RegistryClient:
     async def resolve(self, model: str) -> Artifact:
         """The artifact that an alias or digest means; raises NotFound, Unavailable and others."""
         request = registry_pb2.ResolveModelRequest(model=model)
-        try:
-            response = await self._stub.ResolveModel(request, timeout=TIMEOUT_S)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+        response = await _called(self._stub.ResolveModel(request, timeout=TIMEOUT_S))
         return to_artifact(response.artifact)
+
+    async def acquire_lease(
+        self, request_id: str, served: Served, *, holder: str, time_to_live_s: float
+    ) -> str:
+        """See Leases."""
+        request = lease_pb2.AcquireLeaseRequest(
+            request_id=request_id,
+            artifact_digest=served.artifact_digest,
+            holder=holder,
+            time_to_live=_duration(time_to_live_s),
+            serving=to_serving_lease(served),
+        )
+        response = await _called(self._stub.AcquireLease(request, timeout=LEASE_TIMEOUT_S))
+        return response.lease.lease_id
+
+    async def renew_lease(self, lease_id: str, served: Served, *, time_to_live_s: float) -> None:
+        """See Leases."""
+        request = lease_pb2.RenewLeaseRequest(
+            lease_id=lease_id,
+            time_to_live=_duration(time_to_live_s),
+            serving=to_serving_lease(served),
+        )
+        await _called(self._stub.RenewLease(request, timeout=LEASE_TIMEOUT_S))
+
+    async def release_lease(self, lease_id: str) -> None:
+        """See Leases."""
+        request = lease_pb2.ReleaseLeaseRequest(lease_id=lease_id)
+        await _called(self._stub.ReleaseLease(request, timeout=LEASE_TIMEOUT_S))
+
+
+async def _called(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

@@ -80,7 +80,14 @@ class WorkerConfig(BaseSettings):
     name: str = ""
     """The worker's name; unset: the host's. The consumer's name adds a boot nonce."""
     models: Annotated[tuple[str, ...], NoDecode] = ()
-    """Aliases or digests to load and serve, by commas."""
+    """Aliases or digests to load and serve, by commas; of an alias that is deployed, what is deployed."""
+    deployments: bool = True
+    """Take up deployments of other aliases, too, while workers are wanted for them."""
+    max_deployed_models: int = Field(default=2, ge=1, le=64)
+    """Of those other aliases, models held at once, loading ones and those being let go included: each has its
+    own weights and KV cache. The last room is kept for another model of an alias that is served here."""
+    retire_timeout_s: float = Field(default=900.0, gt=0)
+    """How long a model that is no longer wanted may take to finish what was sent to it."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
     lease_s: float = Field(default=15.0, ge=1.5)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from treadle.api.inference.v1 import generation_pb2
-from treadle.api.registry.v1 import artifact_pb2
+from treadle.api.registry.v1 import artifact_pb2, deployment_pb2, lease_pb2
 from treadle.api.worker.v1 import queue_pb2, worker_pb2
+from treadle.deployments import ServingConfiguration
 from treadle.errors import TreadleError
 from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.queue import codec
@@ -16,6 +17,7 @@ from treadle.queue.log import START, LogEntry
 from treadle.rpc import to_status
 from treadle_worker.engine_protocol import EngineStats, Ready, SamplingParams, TokenLogprobs
 from treadle_worker.jobs import Artifact, History, Job
+from treadle_worker.leases import Served
 from treadle_worker.outgoing import Ending, TokenBatch
 
 _PRIORITIES = {generation_pb2.PRIORITY_HIGH: 1, generation_pb2.PRIORITY_LOW: -1}
@@ -31,6 +33,13 @@ STATES = {
     "ready": queue_pb2.WORKER_STATE_READY,
     "draining": queue_pb2.WORKER_STATE_DRAINING,
     "failed": queue_pb2.WORKER_STATE_FAILED,
+}
+
+_SERVING_STATES = {
+    "loading": lease_pb2.SERVING_STATE_LOADING,
+    "ready": lease_pb2.SERVING_STATE_READY,
+    "draining": lease_pb2.SERVING_STATE_DRAINING,
+    "failed": lease_pb2.SERVING_STATE_FAILED,
 }
 
 
@@ -151,23 +160,41 @@ def to_artifact(message: artifact_pb2.Artifact) -> Artifact:
     )
 
 
+def to_serving_lease(served: Served) -> lease_pb2.ServingLease:
+    """What a lease says."""
+    configuration = served.configuration
+    return lease_pb2.ServingLease(
+        configuration=deployment_pb2.ServingConfiguration(
+            dtype=configuration.dtype,
+            quantization=configuration.quantization,
+            cache_dtype=configuration.cache_dtype,
+        ),
+        state=_SERVING_STATES[served.state],
+        alias=served.alias,
+        error=None if served.error is None else to_status(served.error),
+    )
+
+
 def to_loaded_profile(
     model: str,
     artifact: Artifact,
     profile: str,
-    dtype: str,
+    configuration: ServingConfiguration,
     state: str,
     ready: Ready | None,
     failure: TreadleError | None,
 ) -> queue_pb2.LoadedProfile:
-    """A model in the heartbeat; without `ready` its engine's sizes are not known yet."""
+    """A model in the heartbeat, its configuration complete; without `ready` its engine's sizes are not
+    known yet."""
     loaded = queue_pb2.LoadedProfile(
         profile=profile,
         artifact_digest=artifact.digest,
         compute_digest=artifact.compute_digest,
         tokenizer_digest=artifact.tokenizer_digest,
         model_name=model,
-        dtype=dtype,
+        dtype=configuration.dtype,
+        quantization=configuration.quantization,
+        cache_dtype=configuration.cache_dtype,
         state=STATES[state],
     )
     if ready is not None:

@@ -92,11 +92,16 @@ class EngineRun:
         tokenizer: Tokenizer,
         links: Links,
         metrics: ModelMetrics,
+        *,
+        num_commands: int = 0,
     ) -> None:
+        """`num_commands`: how many the engine has been given already."""
         self._engine = engine
         self._links = links
         self.table = RequestTable()
-        self._observation = Observation(metrics, links.tracer, links.clock, self.table)
+        self._observation = Observation(
+            metrics, links.tracer, links.clock, self.table, num_commands=num_commands
+        )
         self.stats = EngineStats(
             num_blocks=ready.num_blocks,
             num_free_blocks=ready.num_blocks,

@@ -5,11 +5,12 @@ The engine sends its own counts with each step, and they begin anew with each en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from treadle_worker.engine_protocol import DeviceMemory, EngineStats
+from treadle_worker.shared_gauges import SharedGauge
 
 _WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _FREE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -19,8 +20,11 @@ class WorkerMetrics:
     """Every metric of the worker's own; `model` gives those of one model, their label filled in."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def gauge(name: str, documentation: str) -> Gauge:
-            return Gauge(f"treadle:{name}", documentation, ["model_name"], registry=registry)
+        def gauge(
+            name: str, documentation: str, combine: Callable[[Iterable[float]], float] = sum
+        ) -> SharedGauge:
+            made = Gauge(f"treadle:{name}", documentation, ["model_name"], registry=registry)
+            return SharedGauge(made, combine)
 
         def counter(name: str, documentation: str, *labels: str) -> Counter:
             return Counter(f"treadle:{name}", documentation, ["model_name", *labels], registry=registry)
@@ -34,15 +38,16 @@ class WorkerMetrics:
         self.waiting = gauge(
             "num_requests_waiting", "Requests in the engine that hold none, preempted ones included."
         )
-        self.cache_usage = gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.")
+        self.cache_usage = gauge("kv_cache_usage_perc", "KV blocks in use; 1 is all of them.", max)
         self.lane_waiting = gauge(
             "lane_requests_waiting", "Requests in the model's lanes that no worker has claimed."
         )
         self.lane_age = gauge(
             "lane_oldest_waiting_age_seconds",
             "Age of the oldest request that no worker has claimed; 0 where none waits.",
+            max,
         )
-        self.ready = gauge("model_ready", "1 while an engine serves the model, else 0.")
+        self.ready = gauge("model_ready", "1 while an engine serves the model, else 0.", max)
         self.resident = gauge("engine_resident_memory_bytes", "Resident memory of the engine's process.")
         self.device_allocated = gauge(
             "engine_device_memory_allocated_bytes", "Of the accelerator, in the engine's tensors; 0 on a CPU."
@@ -54,6 +59,18 @@ class WorkerMetrics:
         self.device_peak = gauge(
             "engine_device_memory_peak_bytes",
             "The most of the accelerator that was in the engine's tensors since it became ready; 0 on a CPU.",
+        )
+        self.gauges = (
+            self.running,
+            self.waiting,
+            self.cache_usage,
+            self.lane_waiting,
+            self.lane_age,
+            self.ready,
+            self.resident,
+            self.device_allocated,
+            self.device_reserved,
+            self.device_peak,
         )
         self.engine_starts = counter("engine_starts", "Engines that became ready.")
         self.steps = counter("engine_steps", "Steps of the engine.")
@@ -104,16 +121,7 @@ class ModelMetrics:
         self.name = name
         self.queue_time = metrics.queue_time.labels(name)
         self.cancel_to_free = metrics.cancel_to_free.labels(name)
-        self._running = metrics.running.labels(name)
-        self._waiting = metrics.waiting.labels(name)
-        self._cache_usage = metrics.cache_usage.labels(name)
-        self._lane_waiting = metrics.lane_waiting.labels(name)
-        self._lane_age = metrics.lane_age.labels(name)
-        self._ready = metrics.ready.labels(name)
-        self._resident = metrics.resident.labels(name)
-        self._device_allocated = metrics.device_allocated.labels(name)
-        self._device_reserved = metrics.device_reserved.labels(name)
-        self._device_peak = metrics.device_peak.labels(name)
+        self._metrics = metrics
         self._engine_starts = metrics.engine_starts.labels(name)
         self._counters = {
             "num_steps": metrics.steps.labels(name),
@@ -133,6 +141,15 @@ class ModelMetrics:
             for outcome in ("finished", "failed", "cancelled", "fenced", "vanished", "handed_back")
         }
         self._seen = EngineStats()
+        self.engine_gone()
+
+    def _say(self, gauge: SharedGauge, value: float | Callable[[], float]) -> None:
+        gauge.say(self.name, self, value)
+
+    def close(self) -> None:
+        """The model is no longer served here: what was counted stays, what is so now goes."""
+        for gauge in self._metrics.gauges:
+            gauge.forget(self.name, self)
 
     def engine_ready(
         self, resident_bytes: Callable[[], float], device_memory: DeviceMemory | None = None
@@ -140,32 +157,23 @@ class ModelMetrics:
         """Another engine begins; `resident_bytes` is asked at each scrape, in its thread."""
         self._seen = EngineStats()
         self._engine_starts.inc()
-        self._ready.set(1)
-        self._resident.set_function(resident_bytes)
+        self._say(self._metrics.ready, 1)
+        self._say(self._metrics.resident, resident_bytes)
         self._device_memory(device_memory or DeviceMemory())
 
     def engine_gone(self) -> None:
         """The engine has ended: nothing runs or waits in it."""
         # Of the lanes the other workers go on telling.
-        for gauge in (
-            self._ready,
-            self._running,
-            self._waiting,
-            self._cache_usage,
-            self._lane_waiting,
-            self._lane_age,
-        ):
-            gauge.set(0)
-        self._resident.set_function(_nothing)
-        self._device_memory(DeviceMemory())
+        for gauge in self._metrics.gauges:
+            self._say(gauge, 0)
 
     def step(self, stats: EngineStats) -> None:
         """What the engine says of itself with each step."""
         before, self._seen = self._seen, stats
-        self._running.set(stats.num_running)
-        self._waiting.set(stats.num_waiting)
+        self._say(self._metrics.running, stats.num_running)
+        self._say(self._metrics.waiting, stats.num_waiting)
         if stats.num_blocks:
-            self._cache_usage.set(1 - stats.num_free_blocks / stats.num_blocks)
+            self._say(self._metrics.cache_usage, 1 - stats.num_free_blocks / stats.num_blocks)
         if stats.device_memory != before.device_memory:
             self._device_memory(stats.device_memory)
         for name, counter in self._counters.items():
@@ -173,14 +181,14 @@ class ModelMetrics:
                 counter.inc(more)
 
     def _device_memory(self, memory: DeviceMemory) -> None:
-        self._device_allocated.set(memory.allocated_bytes)
-        self._device_reserved.set(memory.reserved_bytes)
-        self._device_peak.set(memory.peak_bytes)
+        self._say(self._metrics.device_allocated, memory.allocated_bytes)
+        self._say(self._metrics.device_reserved, memory.reserved_bytes)
+        self._say(self._metrics.device_peak, memory.peak_bytes)
 
     def backlog(self, waiting: int, oldest_age_s: float) -> None:
         """What lies in the model's lanes, unclaimed."""
-        self._lane_waiting.set(waiting)
-        self._lane_age.set(oldest_age_s)
+        self._say(self._metrics.lane_waiting, waiting)
+        self._say(self._metrics.lane_age, oldest_age_s)
 
     def redelivered(self, count: int, *, handed_back: bool) -> None:
         """Requests of another worker were taken over."""
@@ -189,7 +197,3 @@ class ModelMetrics:
     def ended(self, outcome: str) -> None:
         """A request left this worker."""
         self._ends[outcome].inc()
-
-
-def _nothing() -> float:
-    return 0.0

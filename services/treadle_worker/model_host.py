@@ -1,10 +1,10 @@
-"""Keeps one model served: resolves it, loads it, runs its engine, and starts another when that one dies."""
+"""Keeps one model served: loads it, runs its engine, and starts another when that one dies."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from treadle_worker.jobs import Artifact
 from treadle_worker.loading import load
 from treadle_worker.metrics import ModelMetrics
 from treadle_worker.resident_memory import resident_bytes
+from treadle_worker.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
-Resolve = Callable[[str], Awaitable[Artifact]]
 StartEngine = Callable[[Path, EngineConfig], Awaitable[Engine]]
 
 _FIRST_PAUSE_S = 0.25
@@ -36,75 +36,68 @@ class ModelHost:
 
     def __init__(
         self,
-        model: str,
+        name: str,
+        artifact: Artifact,
         config: EngineConfig,
+        warm_up_prompts: Sequence[str],
         links: Links,
         metrics: ModelMetrics,
         *,
-        resolve: Resolve,
         start_engine: StartEngine,
         changed: Callable[[], None],
     ) -> None:
-        self.model = model
+        self.name = name
+        """For people: the alias or digest that it was first served for."""
+        self.artifact = artifact
+        """Whose folder the next engine loads. One of equal weights and tokenizer may take its place."""
         self.config = config
+        self.profile = config.profile(artifact.compute_digest).id
+        self._warm_up_prompts = warm_up_prompts
         self._links = links
         self._metrics = metrics
-        self._resolve = resolve
         self._start_engine = start_engine
         self._changed = changed
-        self.artifact: Artifact | None = None
-        """Known once the registry has answered."""
-        self.profile = ""
         self.ready: Ready | None = None
         """While an engine is ready."""
+        self.announced: Ready | None = None
+        """The engine that a heartbeat has said to be ready."""
         self.failure: TreadleError | None = None
         """Why it could not be loaded, until it is."""
         self.running: EngineRun | None = None
+        self.retiring = False
+        """No more requests are wanted; those that come are served."""
         self.draining = False
+        """No more requests are taken."""
         self.num_engine_starts = 0
 
     async def run(self) -> None:
         """Serves the model for ever."""
-        self.artifact = await self._resolved()
-        self.profile = self.config.profile(self.artifact.compute_digest).id
-        self._changed()
         pause_s = _FIRST_PAUSE_S
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            files = await asyncio.to_thread(_state, self.artifact.folder)
+            artifact = self.artifact
+            files = await asyncio.to_thread(_state, artifact.folder)
             try:
-                await self._serve(self.artifact)
+                await self._serve(artifact)
             except DataLoss as error:
                 logger.error(
                     "the model is not served: its files are damaged",
-                    extra={"model": self.model, "reason": error.reason, "cause": error.message},
+                    extra={"model": self.name, "reason": error.reason, "cause": error.message},
                 )
                 # Loading it again would find the same, at the cost of reading all of it.
-                await _until_changed(self.artifact.folder, files)
+                await _until_changed(artifact.folder, files)
                 continue
             except TreadleError as error:
                 logger.error(
                     "the engine is gone, another is started",
-                    extra={"model": self.model, "reason": error.reason, "cause": error.message},
+                    extra={"model": self.name, "reason": error.reason, "cause": error.message},
                 )
             except Exception:
                 # A fault of ours must not take the other models with it.
-                logger.exception("an engine's run failed", extra={"model": self.model})
+                logger.exception("an engine's run failed", extra={"model": self.name})
             if loop.time() - started > _STABLE_S:
                 pause_s = _FIRST_PAUSE_S
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    async def _resolved(self) -> Artifact:
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return await self._resolve(self.model)
-            except TreadleError as error:
-                logger.warning(
-                    "the model is not resolved yet", extra={"model": self.model, "reason": error.reason}
-                )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -115,16 +108,19 @@ class ModelHost:
         try:
             events = engine.events()
             try:
-                self.ready, tokenizer = await load(artifact, events)
+                ready, tokenizer = await load(artifact, events)
+                commands = await warm_up(engine, events, ready, tokenizer, self._warm_up_prompts)
             except TreadleError as error:
                 self.failure = error
                 raise
-            self.failure = None
+            self.ready, self.failure = ready, None
             self._metrics.engine_ready(
                 partial(resident_bytes, self.ready.process_id), self.ready.device_memory
             )
-            logger.info("the model is ready", extra={"model": self.model, "profile": self.profile})
-            self.running = EngineRun(engine, self.ready, self.profile, tokenizer, self._links, self._metrics)
+            logger.info("the model is ready", extra={"model": self.name, "profile": self.profile})
+            self.running = EngineRun(
+                engine, ready, self.profile, tokenizer, self._links, self._metrics, num_commands=commands
+            )
             self._changed()
             await self.running.run(events, claims=not self.draining)
         finally:
@@ -132,6 +128,25 @@ class ModelHost:
             self._metrics.engine_gone()
             self._changed()
             await engine.stop()
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether a heartbeat has said that the engine of now is ready."""
+        return self.ready is not None and self.announced is self.ready
+
+    def close(self) -> None:
+        """The model is gone from this worker."""
+        self._metrics.close()
+
+    def retire(self) -> None:
+        """Says that no more requests are wanted; what comes is served until `drain`."""
+        self.retiring = True
+        self._changed()
+
+    def keep(self) -> None:
+        """Takes `retire` back."""
+        self.retiring = False
+        self._changed()
 
     async def drain(self, timeout_s: float) -> None:
         """Takes no more requests, and finishes those that run if there is time."""
@@ -143,7 +158,7 @@ class ModelHost:
     def state(self) -> str:
         """ "loading" (bounded by the engine's own signs of life), "ready", "draining", or "failed" from the
         first try that failed to one that does not."""
-        if self.draining:
+        if self.draining or self.retiring:
             return "draining"
         if self.ready is not None:
             return "ready"

@@ -22,12 +22,21 @@ _FINISH_REASONS = {"stop_token": "stop", "stop_string": "stop", "length": "lengt
 class Observation:
     """Told of what happens; counts and traces, and does nothing else."""
 
-    def __init__(self, metrics: ModelMetrics, tracer: Tracer, clock: RedisClock, table: RequestTable) -> None:
+    def __init__(
+        self,
+        metrics: ModelMetrics,
+        tracer: Tracer,
+        clock: RedisClock,
+        table: RequestTable,
+        *,
+        num_commands: int = 0,
+    ) -> None:
+        """`num_commands`: how many the engine has been given before the first that is told of here."""
         self._metrics = metrics
         self._tracer = tracer
         self._clock = clock
         self._table = table
-        self._num_commands = 0
+        self._num_commands = num_commands
         self._freeing: deque[tuple[int, float]] = deque()
         """Of cancelled requests: the number of the command that frees the blocks, and when it was due."""
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
+from treadle.errors import invalid_field
 from treadle_worker.convert import STATES, to_engine_status
 from treadle_worker.model_host import ModelHost
 from treadle_worker.resident_memory import resident_bytes
-from treadle_worker.worker import Worker
+from treadle_worker.worker import Worker, loaded_profile
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
-    """Status and drain; loading and unloading at run time are answered UNIMPLEMENTED by the base."""
+    """Status, models by hand, drain."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -37,14 +38,21 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def LoadModel(
         self, request: worker_pb2.LoadModelRequest, context: Any
     ) -> worker_pb2.LoadModelResponse:
-        """UNIMPLEMENTED: models are named in the settings."""
-        raise NotImplementedError
+        """Loads a model and serves it until it is unloaded, or the worker ends."""
+        if not request.model:
+            raise invalid_field("model", "must be an alias or an artifact's digest")
+        holding = await self._worker.by_hand.load(request.model)
+        assert holding.artifact is not None, "what is ready has an artifact"
+        assert holding.host is not None, "and a host"
+        loaded = loaded_profile(request.model, holding.artifact, holding.host)
+        return worker_pb2.LoadModelResponse(profile=loaded)
 
     async def UnloadModel(
         self, request: worker_pb2.UnloadModelRequest, context: Any
     ) -> worker_pb2.UnloadModelResponse:
-        """UNIMPLEMENTED: models are named in the settings."""
-        raise NotImplementedError
+        """Lets go of a model that LoadModel has loaded."""
+        await self._worker.by_hand.unload(request.profile)
+        return worker_pb2.UnloadModelResponse()
 
     async def Drain(self, request: worker_pb2.DrainRequest, context: Any) -> worker_pb2.DrainResponse:
         """Takes no more work, and returns when what ran is finished or handed over."""

@@ -15,8 +15,8 @@ VOCABULARY = 1_024
 TEXT = Path(__file__).parents[1] / "data" / "shakespeare.txt"
 
 
-def write_tiny_model(folder: Path) -> None:
-    """A Hugging Face folder: 2 layers of 64, grouped heads, byte-level tokens of one to several bytes."""
+def write_tiny_model(folder: Path, seed: int = 5) -> None:
+    """A Hugging Face folder: 2 layers of 64, weights of the seed, grouped heads, byte-level tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,7 +45,7 @@ def write_tiny_model(folder: Path) -> None:
         eos_token_id=0,
     )
     model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = torch.randn(parameter.shape, generator=generator)

@@ -72,6 +72,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         ("suite", [Role.ADMIN], None, None),
         ("infer", [Role.INFER], None, None),
         ("train", [Role.TRAIN], None, None),
+        ("serve", [Role.SERVE], None, None),
         ("monitor", [Role.MONITOR], None, None),
         ("shop", [Role.INFER], ["shop"], None),
         ("lab", [Role.INFER], ["lab"], None),
@@ -137,7 +138,7 @@ async def test_each_method_without_with_a_wrong_an_expired_and_a_foreign_key(gua
             for method, path in methods:
                 assert await called(channel, method, path) == grpc.StatusCode.UNAUTHENTICATED, (key, path)
                 refused += 1
-    for role in ("infer", "train", "monitor"):
+    for role in ("infer", "train", "serve", "monitor"):
         async with open_channel(address, guarded.shows(role)) as channel:
             for method, path in methods:
                 if Role(role) in allowed_roles(path):

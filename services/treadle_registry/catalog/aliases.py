@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 from treadle.errors import Aborted, NotFound
-from treadle_registry.catalog.artifacts import ArtifactTable
 from treadle_registry.catalog.database import Database
 
 
@@ -21,62 +20,61 @@ class Alias:
     update_time: float
 
 
-class AliasTable:
-    """Names for digests, moved by compare-and-swap."""
+def moved(name: str, digest: str) -> Alias:
+    """An alias that means `digest` from now on; an empty one deletes it."""
+    return Alias(name, digest, secrets.token_hex(8), time.time())
 
-    def __init__(self, db: Database, artifacts: ArtifactTable) -> None:
-        self._db, self._artifacts = db, artifacts
+
+def check_etag(current: Alias | None, name: str, etag: str) -> None:
+    """Raises Aborted (ETAG_MISMATCH) when an etag is given and is not the alias's."""
+    if etag and (current is None or current.etag != etag):
+        now = f"is {current.etag}" if current else "is gone with the alias"
+        raise Aborted(
+            f"the alias {name!r} was moved meanwhile: its etag {now}; read it again and decide anew",
+            reason="ETAG_MISMATCH",
+        )
+
+
+class AliasTable:
+    """Names for digests, and the memory's copy of them, which is read without a look at the disk."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        query = "SELECT name, digest, etag, update_time FROM aliases"
+        self._current = {row[0]: Alias(*row) for row in db.execute(query)}
+
+    def find(self, name: str) -> Alias | None:
+        """The alias, as the last commit left it; for any thread."""
+        return self._current.get(name)
 
     def get(self, name: str) -> Alias:
         """The alias; raises NotFound."""
-        row = self._db.one("SELECT name, digest, etag, update_time FROM aliases WHERE name = ?", name)
-        if row is None:
+        alias = self.find(name)
+        if alias is None:
             raise NotFound(f"no alias {name!r}; list them with ListAliases", reason="MODEL_NOT_FOUND")
-        return Alias(*row)
+        return alias
 
-    def set(self, name: str, digest: str, etag: str = "") -> Alias:
-        """Creates or moves an alias; one that is there already stays as it is.
+    def all(self) -> list[Alias]:
+        """Every alias."""
+        return list(self._current.values())
 
-        Raises NotFound for an unknown artifact and Aborted when `etag` is given and is not the alias's.
-        """
-        with self._db.transaction():
-            self._artifacts.need(digest)
-            current = self._current(name, etag)
-            if current is not None and current.digest == digest:
-                return current
-            return self._record(name, digest)
-
-    def delete(self, name: str, etag: str = "") -> None:
-        """Forgets an alias, but not its history; raises NotFound and Aborted."""
-        with self._db.transaction():
-            self.get(name)
-            self._current(name, etag)
-            self._record(name, "")
-
-    def _current(self, name: str, etag: str) -> Alias | None:
-        try:
-            current = self.get(name)
-        except NotFound:
-            current = None
-        if etag and (current is None or current.etag != etag):
-            now = f"is {current.etag}" if current else "is gone with the alias"
-            raise Aborted(
-                f"the alias {name!r} was moved meanwhile: its etag {now}; read it again and decide anew",
-                reason="ETAG_MISMATCH",
-            )
-        return current
-
-    def _record(self, name: str, digest: str) -> Alias:
-        moved = Alias(name, digest, secrets.token_hex(8), time.time())
-        row = (moved.name, moved.digest, moved.etag, moved.update_time)
-        if digest:
+    def write(self, alias: Alias) -> None:
+        """Writes a move and its entry in the history, within the caller's transaction."""
+        row = (alias.name, alias.digest, alias.etag, alias.update_time)
+        if alias.digest:
             self._db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)", row)
         else:
-            self._db.execute("DELETE FROM aliases WHERE name = ?", (name,))
+            self._db.execute("DELETE FROM aliases WHERE name = ?", (alias.name,))
         self._db.execute(
             "INSERT INTO alias_history (name, digest, etag, update_time) VALUES (?, ?, ?, ?)", row
         )
-        return moved
+
+    def remember(self, alias: Alias) -> None:
+        """Takes a move that was committed into the memory's copy."""
+        if alias.digest:
+            self._current[alias.name] = alias
+        else:
+            self._current.pop(alias.name, None)
 
     def page(self, after: str, limit: int) -> list[Alias]:
         """Aliases by name, above `after`."""
@@ -90,3 +88,11 @@ class AliasTable:
             "WHERE name = ? AND id < ? ORDER BY id DESC LIMIT ?"
         )
         return [(number, Alias(*row)) for number, *row in self._db.execute(query, (name, before, limit))]
+
+    def meanings(self, name: str, limit: int) -> list[str]:
+        """The different artifacts that an alias has meant, the last one first."""
+        query = (
+            "SELECT digest FROM alias_history WHERE name = ? AND digest <> '' "
+            "GROUP BY digest ORDER BY max(id) DESC LIMIT ?"
+        )
+        return [digest for (digest,) in self._db.execute(query, (name, limit))]

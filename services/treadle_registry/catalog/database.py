@@ -41,6 +41,25 @@ _MIGRATIONS = (
         outcome TEXT
     ) STRICT;
     """,
+    """
+    CREATE TABLE deployments (
+        alias TEXT PRIMARY KEY,
+        etag TEXT NOT NULL,
+        update_time REAL NOT NULL,
+        state TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE leases (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        lease_id TEXT NOT NULL UNIQUE,
+        request_id TEXT NOT NULL UNIQUE,
+        digest TEXT NOT NULL,
+        compute_digest TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        time_to_live_s REAL NOT NULL,
+        serving TEXT
+    ) STRICT;
+    ALTER TABLE artifacts ADD COLUMN last_use_time REAL NOT NULL DEFAULT 0;
+    """,
 )
 """One script a version of the schema; `PRAGMA user_version` says how many have run."""
 
@@ -103,7 +122,13 @@ class Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            # Also a commit that failed, as on a full disk, must leave nothing open.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
 
 def _own(path: Path) -> int:

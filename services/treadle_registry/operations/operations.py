@@ -21,6 +21,7 @@ from treadle.errors import (
     invalid_field,
 )
 from treadle_registry.catalog.operations import StoredOperation
+from treadle_registry.eviction import Eviction
 from treadle_registry.names import check_alias
 from treadle_registry.operations.job import (
     Imported,
@@ -86,8 +87,10 @@ class Operation:
 class Operations:
     """All jobs of one registry; at most `max_running` at once and `max_waiting` behind them."""
 
-    def __init__(self, registry: Registry, *, max_running: int, max_waiting: int, kept: int) -> None:
-        self._registry = registry
+    def __init__(
+        self, registry: Registry, eviction: Eviction, *, max_running: int, max_waiting: int, kept: int
+    ) -> None:
+        self._registry, self._eviction = registry, eviction
         self._turn = asyncio.Semaphore(max_running)
         self._most = max_running + max_waiting
         self._kept = kept
@@ -177,16 +180,23 @@ class Operations:
             await self._adopt(operation, outcome)
 
     async def _work(self, operation: Operation) -> Outcome:
-        process = JobProcess(self._registry.store.root, operation.request.job)
+        job = operation.request.job
+        process = JobProcess(self._registry.store.root, job)
         self.processes[operation.name] = process
+        brings_in = isinstance(job, ImportJob) and not job.validate_only
+        making_room: list[asyncio.Task[None]] = []
 
         def report(progress: Progress) -> None:
             operation.progress = progress
+            if brings_in and progress.total_bytes and not making_room:
+                room = self._eviction.make_room_on_disk(progress.total_bytes)
+                making_room.append(asyncio.create_task(room, name=f"room for {operation.name}"))
 
         try:
             return await process.run(report)
         finally:
             del self.processes[operation.name]
+            await asyncio.gather(*making_room, return_exceptions=True)
 
     async def _adopt(self, operation: Operation, done: Outcome) -> None:
         """An artifact is in the store: from here on the job is not called off any more."""
@@ -197,6 +207,7 @@ class Operations:
                 await self._registry.adopt(done, operation.request.alias)
             except TreadleError as error:
                 outcome = error
+            await self._eviction.make_room(spared=done.manifest.digest)
         await self._end(operation, outcome)
 
     async def _end(self, operation: Operation, outcome: Outcome | TreadleError) -> None:

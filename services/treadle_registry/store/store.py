@@ -195,14 +195,20 @@ class Store:
             os.fsync(file.fileno())
         aside.rename(folder / MANIFEST)
 
-    def delete(self, digest: str) -> int:
-        """Removes an artifact and the blobs that were its alone; gives the freed bytes; raises NotFound."""
+    def delete(self, *digests: str) -> int:
+        """Removes artifacts and the blobs that were theirs alone; gives the freed bytes.
+
+        Raises NotFound where one of them is not there; those before it are gone then.
+        """
         with self._lock():
             with staging_folder(self._tmp) as staging:
-                try:
-                    self.folder(digest).rename(staging.folder / "deleted")
-                except FileNotFoundError:
-                    raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND") from None
+                for number, digest in enumerate(digests):
+                    try:
+                        self.folder(digest).rename(staging.folder / f"deleted-{number}")
+                    except FileNotFoundError:
+                        raise NotFound(
+                            f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND"
+                        ) from None
                 fsync_folder(self._artifacts)
             return self._collect()
 

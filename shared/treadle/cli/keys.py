@@ -51,7 +51,8 @@ def create(
     """Make a key, print it once, and keep its hash.
 
     The key stands alone on standard output. Running services take it up within seconds. infer generates,
-    tokenises and looks models up; train is for jobs; monitor reads metrics; admin may do everything.
+    tokenises and looks models up; train is for jobs, serve for workers; monitor reads metrics; admin may do
+    everything.
 
     Examples:
 

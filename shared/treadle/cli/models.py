@@ -16,6 +16,8 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_deployments import add_deployment_commands
+from treadle.cli.models_leases import add_lease_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
@@ -34,6 +36,8 @@ def build_app() -> typer.Typer:
     add_command(app, show)
     add_command(app, alias)
     add_command(app, verify)
+    add_deployment_commands(app)
+    add_lease_commands(app)
     add_command(app, rm)
     return app
 

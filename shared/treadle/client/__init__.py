@@ -3,6 +3,17 @@
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
 from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
 from treadle.client.async_client import AsyncClient
+from treadle.client.deployment import (
+    Deployment,
+    DeploymentTarget,
+    Eviction,
+    Evictions,
+    Lease,
+    ModelChange,
+    Promotion,
+    ServingConfiguration,
+    TargetStatus,
+)
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
@@ -23,15 +34,24 @@ __all__ = [
     "Client",
     "Credentials",
     "DamagedFile",
+    "Deployment",
+    "DeploymentTarget",
+    "Eviction",
+    "Evictions",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",
+    "Lease",
     "Message",
+    "ModelChange",
     "ModelSource",
+    "Promotion",
     "Prompt",
     "RegistryClient",
     "ServedModel",
+    "ServingConfiguration",
     "SyncAnswerStream",
+    "TargetStatus",
     "TokenLogprobs",
     "Usage",
     "Verification",

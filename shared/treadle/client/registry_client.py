@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 from google.longrunning import operations_proto_pb2
-from google.protobuf import timestamp_pb2
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2
 from treadle.client.artifact import (
@@ -17,11 +15,13 @@ from treadle.client.artifact import (
     ImportProgress,
     ModelSource,
 )
+from treadle.client.deployment_convert import alias_from_proto, time_from_proto
+from treadle.client.deployment_methods import DeploymentMethods
 from treadle.client.registry_connection import LONG_S, pages
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods):
+class RegistryClient(VerificationMethods, DeploymentMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
@@ -99,11 +99,6 @@ def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
     return ImportProgress(stage, metadata.done_bytes, metadata.total_bytes)
 
 
-def alias_from_proto(alias: registry_pb2.Alias) -> Alias:
-    """An alias."""
-    return Alias(alias.name, alias.artifact_digest, alias.etag, _time(alias.update_time))
-
-
 def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
     """A model in the store."""
     facts = artifact.facts
@@ -125,11 +120,7 @@ def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
         ),
         location=artifact.location,
         source=artifact.source,
-        create_time=_time(artifact.create_time),
+        create_time=time_from_proto(artifact.create_time),
         converter=artifact.converter,
         total_bytes=artifact.total_bytes,
     )
-
-
-def _time(stamp: timestamp_pb2.Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)

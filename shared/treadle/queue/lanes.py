@@ -129,6 +129,16 @@ async def backlog(redis: Redis, lanes: Sequence[str]) -> Backlog:
 
 
 @redis_errors
+async def length(redis: Redis, lanes: Sequence[str]) -> int:
+    """Entries of some lanes together: requests that wait, and those that run on any worker."""
+    pipe = redis.pipeline(transaction=False)
+    for lane in lanes:
+        pipe.xlen(lane)
+    replies: list[int] = await pipe.execute() if lanes else []
+    return sum(replies)
+
+
+@redis_errors
 async def orphaned(redis: Redis, lane: str, consumer: str) -> dict[str, int]:
     """The consumers of a lane that hold entries and do not beat, with how many; never this one."""
     consumers = await _consumers(redis, lane)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from treadle.security.principal import Role
 
-_INFER, _TRAIN, _MONITOR = Role.INFER, Role.TRAIN, Role.MONITOR
+_INFER, _TRAIN, _SERVE, _MONITOR = Role.INFER, Role.TRAIN, Role.SERVE, Role.MONITOR
 _NOBODY_ELSE: frozenset[Role] = frozenset()
 _ANY_KEY = frozenset(Role)
 
@@ -19,7 +19,9 @@ _SERVICES: dict[str, frozenset[Role]] = {
     "google.longrunning.Operations": frozenset({_TRAIN}),
 }
 
-_LOOK_UP = frozenset({_INFER, _TRAIN, _MONITOR})
+_LOOK_UP = frozenset({_INFER, _TRAIN, _SERVE, _MONITOR})
+_HOLD = frozenset({_TRAIN, _SERVE})
+"""Leases; one that says that a worker serves is for _SERVE, since an alias moves by it."""
 _METHODS: dict[str, frozenset[Role]] = {
     "treadle.api.registry.v1.RegistryService/ResolveModel": _LOOK_UP,
     "treadle.api.registry.v1.RegistryService/ListArtifacts": _LOOK_UP,
@@ -28,6 +30,9 @@ _METHODS: dict[str, frozenset[Role]] = {
     "treadle.api.registry.v1.RegistryService/GetDeployment": _LOOK_UP,
     "treadle.api.registry.v1.RegistryService/ListDeployments": _LOOK_UP,
     "treadle.api.registry.v1.RegistryService/ListLeases": _LOOK_UP,
+    "treadle.api.registry.v1.RegistryService/AcquireLease": _HOLD,
+    "treadle.api.registry.v1.RegistryService/RenewLease": _HOLD,
+    "treadle.api.registry.v1.RegistryService/ReleaseLease": _HOLD,
     "treadle.api.registry.v1.RegistryService/WatchModels": _LOOK_UP,
     "treadle.api.registry.v1.RegistryService/EstimateMemory": _LOOK_UP,
     "treadle.api.registry.v1.RegistryService/PlanDeviceMap": _LOOK_UP,

@@ -18,6 +18,8 @@ class Role(StrEnum):
     """Generate, tokenise, look models up."""
     TRAIN = "train"
     """Training jobs, and looking models up."""
+    SERVE = "serve"
+    """A worker's: hold models with leases and say what is ready, look models up."""
     MONITOR = "monitor"
     """Read metrics and the workers' status."""
     ADMIN = "admin"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fake_engine as fake
 import pytest
+from fake_registry import FakeRegistry
 from redis.asyncio import Redis
 
 from treadle.api.worker.v1.queue_pb2 import LaneEntry, StreamEntry, Terminal
@@ -136,8 +137,8 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
         engines: list[fake.FakeEngine] = []
         readiness: list[bool] = []
 
-        async def resolve(model: str) -> Artifact:
-            return Artifact("sha256:a", "sha256:c", "sha256:t", fake.stored_folder(folder))
+        artifact = Artifact("sha256:a", "sha256:c", "sha256:t", fake.stored_folder(folder))
+        registry = FakeRegistry({"sha256:a": artifact}, {"toy": "sha256:a"})
 
         async def start_engine(folder: Path, config: EngineConfig) -> fake.FakeEngine:
             engines.append(fake.FakeEngine(step_s))
@@ -149,7 +150,12 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
         defaults = {"name": "w", "models": ("toy",), "TREADLE_REDIS_URL": redis_url}
         config = WorkerConfig(**(defaults | settings))
         worker = Worker(
-            config, EngineConfig(), resolve=resolve, start_engine=start_engine, set_ready=set_ready
+            config,
+            EngineConfig(),
+            registry=registry,
+            watch=registry.watch,
+            start_engine=start_engine,
+            set_ready=set_ready,
         )
         async with worker.running():
             async with asyncio.timeout(10):
@@ -172,13 +178,12 @@ def ask(redis: Redis) -> Callable[..., object]:
         entry = LaneEntry(
             request_id=request_id,
             tenant="default",
-            profile=PROFILE,
             artifact_digest="sha256:a",
             prompt_token_ids=prompt,
             stopping=stopping,
             sampling={"seed": 7},
             gateway_id="g1",
-            **({"payload_digest": "d", "retention_ms": 60_000} | fields),
+            **({"profile": PROFILE, "payload_digest": "d", "retention_ms": 60_000} | fields),
         )
         assert await submit(redis, entry, lane_limit=1000)
         return prompt

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
 from treadle.api.worker.v1 import queue_pb2, worker_pb2, worker_pb2_grpc
+from treadle.errors import NotFound
 from treadle.models.stored_folder import file_digest
 from treadle.queue import workers
 from treadle.rpc import RpcServer, open_channel
@@ -34,7 +35,8 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self._folder = folder
 
     async def ResolveModel(self, request, context):
-        assert request.model == "toy"
+        if request.model != "toy":
+            raise NotFound(f"no {request.model}", reason="MODEL_NOT_FOUND")
         artifact = artifact_pb2.Artifact(
             digest="sha256:a",
             compute_digest="sha256:c",
@@ -177,7 +179,7 @@ async def test_the_process_serves_recovers_its_engine_and_leaves_in_good_order(
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await started.stub.LoadModel(worker_pb2.LoadModelRequest(model="other"), timeout=5)
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
     # SIGTERM lets a running request end.
     await ask("last", 300)

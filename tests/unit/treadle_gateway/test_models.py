@@ -44,7 +44,9 @@ def find(registry: StubRegistry, loaded: list[Loaded], *asked: str):
 
 async def test_the_profile_with_most_workers_answers_within_what_all_can_take(registry):
     other = replace(LOADED, profile="p-0")
-    loaded = [other, LOADED, replace(LOADED, max_model_len=40, vocab_size=98), replace(other, ready=False)]
+    second = replace(LOADED, max_model_len=40, vocab_size=98, worker="w2")
+    # One of the workers serves two artifacts with the engine.
+    loaded = [other, LOADED, second, replace(second, artifact_digest="b"), replace(other, ready=False)]
     model = await find(registry, loaded)
     assert (model.profile, model.max_model_len, model.vocab_size, model.ready_workers) == ("p-1", 40, 98, 2)
     assert (await find(registry, loaded, "p-0")).ready_workers == 1

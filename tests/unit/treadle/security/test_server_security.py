@@ -63,11 +63,14 @@ def test_every_method_of_the_contracts_has_roles_and_what_changes_things_is_for_
                 (for_all if roles else for_admins).append(method.name)
     assert set(for_admins) == {
         *("ImportModel", "DeleteArtifact", "SetAlias", "DeleteAlias", "SetDeployment", "DeleteDeployment"),
-        *("AcquireLease", "RenewLease", "ReleaseLease", "EvictArtifacts", "VerifyArtifact", "UploadBlob"),
+        *("EvictArtifacts", "VerifyArtifact", "UploadBlob"),
         *("InspectModel", "DeriveArtifact", "PromoteAlias", "RollBackAlias", "GetUpload"),
         *("LoadModel", "UnloadModel", "Drain"),
     }
     assert len(for_all) > 30
+    for method in ("AcquireLease", "RenewLease", "ReleaseLease"):
+        roles = allowed_roles(f"/treadle.api.registry.v1.RegistryService/{method}")
+        assert roles == {Role.TRAIN, Role.SERVE}, method
     assert allowed_roles("/a.Stranger/Method") == frozenset()
     assert allowed_roles("/grpc.health.v1.Health/Check") is None
     print(f"{len(for_all)} methods for roles, {len(for_admins)} for admins")

@@ -11,8 +11,15 @@ from treadle.errors import Aborted, FailedPrecondition, NotFound
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.catalog.operations import StoredOperation
 from treadle_registry.pages import LAST
+from treadle_registry.rollout.deploying import Deploying
+from treadle_registry.rollout.rollouts import Rollouts
 
 A, B = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+
+
+def deploying(catalog: Catalog) -> Deploying:
+    """What moves aliases."""
+    return Deploying(Rollouts(catalog, publish=lambda changes: None))
 
 
 def test_one_registry_a_store(tmp_path: Path):
@@ -26,8 +33,8 @@ def test_one_registry_a_store(tmp_path: Path):
 
 def test_what_was_written_is_there_after_a_restart(tmp_path: Path):
     catalog = Catalog(tmp_path)
-    catalog.artifacts.index([A, B])
-    alias = catalog.aliases.set("m", A)
+    catalog.artifacts.index({A: 1.0, B: 2.0})
+    alias = deploying(catalog).set_alias("m", A)
     catalog.operations.add(StoredOperation("operations/1", "r", "{}", 1.5, None))
     catalog.close()
     catalog = Catalog(tmp_path)
@@ -52,20 +59,21 @@ def test_a_newer_database_is_left_alone(tmp_path: Path):
 
 def test_every_move_has_its_own_etag_and_a_lost_swap_changes_nothing(tmp_path: Path):
     catalog = Catalog(tmp_path)
-    catalog.artifacts.index([A, B])
-    etags = [catalog.aliases.set("m", digest).etag for digest in (A, B, A, B)]
+    catalog.artifacts.index({A: 1.0, B: 2.0})
+    aliases = deploying(catalog)
+    etags = [aliases.set_alias("m", digest).etag for digest in (A, B, A, B)]
     assert len(set(etags)) == 4
     for stale in (*etags[:3], "x"):
         with pytest.raises(Aborted):
-            catalog.aliases.set("m", A, stale)
+            aliases.set_alias("m", A, stale)
         with pytest.raises(Aborted):
-            catalog.aliases.delete("m", stale)
+            aliases.delete_alias("m", stale)
     with pytest.raises(Aborted):
-        catalog.aliases.set("new", A, "x")
+        aliases.set_alias("new", A, "x")
     with pytest.raises(NotFound):
-        catalog.aliases.set("m", "sha256:" + "0" * 64)
+        aliases.set_alias("m", "sha256:" + "0" * 64)
     assert catalog.aliases.get("m").etag == etags[3]
-    assert catalog.aliases.set("m", A, etags[3]).digest == A
+    assert aliases.set_alias("m", A, etags[3]).digest == A
     assert [entry.digest for _, entry in catalog.aliases.history("m", LAST, 10)] == [A, B, A, B, A]
     catalog.close()
 

@@ -16,6 +16,8 @@ import pytest
 
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.operations.importing import import_source
+from treadle_registry.rollout.deploying import Deploying
+from treadle_registry.rollout.rollouts import Rollouts
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
@@ -103,8 +105,9 @@ def test_an_alias_that_moves(tmp_path: Path):
         alias = catalog.aliases.get("prod")
         history = [entry for _, entry in catalog.aliases.history("prod", 1 << 62, 100)]
         assert catalog.database.one("PRAGMA integrity_check") == ("ok",)
-        catalog.artifacts.index(digests)
-        assert catalog.aliases.set("prod", digests[0], alias.etag).digest == digests[0]
+        catalog.artifacts.index(dict.fromkeys(digests, 1.0))
+        deploying = Deploying(Rollouts(catalog, publish=lambda changes: None))
+        assert deploying.set_alias("prod", digests[0], alias.etag).digest == digests[0]
         catalog.close()
         assert alias == history[0]
         assert alias.digest in digests[1:]
@@ -125,17 +128,20 @@ def _move_alias(folder: Path, digests: list[str], room: int) -> int:
         "import json, os, resource, signal, sys\n"
         "from pathlib import Path\n"
         "from treadle_registry.catalog.catalog import Catalog\n"
+        "from treadle_registry.rollout.deploying import Deploying\n"
+        "from treadle_registry.rollout.rollouts import Rollouts\n"
         "folder, digests, room = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])\n"
         "catalog = Catalog(folder)\n"
-        "catalog.artifacts.index(digests)\n"
+        "catalog.artifacts.index(dict.fromkeys(digests, 1.0))\n"
+        "set_alias = Deploying(Rollouts(catalog, publish=lambda changes: None)).set_alias\n"
         "for number in range(9):\n"
-        "    catalog.aliases.set('prod', digests[number % 2])\n"
-        "catalog.aliases.set('prod', digests[1])\n"
+        "    set_alias('prod', digests[number % 2])\n"
+        "set_alias('prod', digests[1])\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
         "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
         "size = (folder / 'registry.db-wal').stat().st_size\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.RLIM_INFINITY))\n"
-        "catalog.aliases.set('prod', digests[2])\n"
+        "set_alias('prod', digests[2])\n"
         "os._exit(0)\n"
     )
     command = [sys.executable, "-c", script, str(folder), json.dumps(digests), str(room)]

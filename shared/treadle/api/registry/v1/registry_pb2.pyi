@@ -641,6 +641,9 @@ class WatchModelsResponse(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
+    """Where to go on from; empty while the whole state is being told. A message
+    with nothing else comes every 30 seconds in which nothing changed.
+    """
     deleted_alias: _builtins.str
     deleted_deployment: _builtins.str
     reset: _builtins.bool
