@@ -33,9 +33,11 @@ const definition = loadSync(
   },
 )
 
-const api = loadPackageDefinition(definition).treadle.api
+const packages = loadPackageDefinition(definition)
+const api = packages.treadle.api
 
 export const InferenceService = api.inference.v1.InferenceService
+export const Operations = packages.google.longrunning.Operations
 export const RegistryService = api.registry.v1.RegistryService
 export const TokenizerService = api.tokenizer.v1.TokenizerService
 
