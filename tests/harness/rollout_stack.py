@@ -19,7 +19,7 @@ from treadle.api.registry.v1 import deployment_pb2, lease_pb2, registry_pb2, reg
 from treadle.local.ports import free_ports
 from treadle.rpc import open_channel
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
 ALIAS = "prod"
@@ -105,7 +105,7 @@ def rollout_services(
     digests = []
     for seed in (5, 6, 7):
         write_tiny_model(folder / f"seed-{seed}", seed)
-        published = import_source(store, Source("folder", str(folder / f"seed-{seed}")))
+        published = import_source(store, LocalSource("folder", str(folder / f"seed-{seed}")))
         digests.append(published.manifest.digest)
     counts = {"registry": 1, "tokenizer": 1, "gateway": 1}
     settings = {"TREADLE_WORKER_LEASE_S": f"{LEASE_S:g}"} | dict(environment)
