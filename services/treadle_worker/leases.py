@@ -37,6 +37,16 @@ class Served:
     error: TreadleError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownLease:
+    """A worker's lease as the registry lists it."""
+
+    lease_id: str
+    alias: str
+    configuration: ServingConfiguration
+    state: str
+
+
 class Leases(Protocol):
     """The registry's leases. Every call raises TreadleError."""
 
@@ -51,6 +61,9 @@ class Leases(Protocol):
 
     async def release_lease(self, lease_id: str) -> None:
         """It is no longer needed."""
+
+    async def leases(self, artifact_digest: str) -> list[KnownLease]:
+        """The workers' leases of an artifact, the oldest first."""
 
 
 class LeaseKeeper:
