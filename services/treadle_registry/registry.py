@@ -33,18 +33,18 @@ logger = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_KEPT_READINGS = 2048
-"""Manifests in memory: a few kilobytes each."""
+_KEPT_READINGS = 16_384
+"""Manifests in memory, about four kilobytes each: lists of 10,000 artifacts are read once."""
 
 
 class Registry:
     """Artifacts, aliases, deployments and leases. Made by `open`, ended by `close`."""
 
     def __init__(
-        self, store: Store, rollouts: Rollouts, changes: ChangeLog, thread: ThreadPoolExecutor
+        self, readings: Readings, rollouts: Rollouts, changes: ChangeLog, thread: ThreadPoolExecutor
     ) -> None:
-        self.store, self.catalog, self.rollouts, self.changes = store, rollouts.catalog, rollouts, changes
-        self.readings = Readings(store, capacity=_KEPT_READINGS)
+        self.store, self.readings = readings.store, readings
+        self.catalog, self.rollouts, self.changes = rollouts.catalog, rollouts, changes
         self.deploying, self.leasing = Deploying(rollouts), Leasing(rollouts, self._compute_digest)
         self._uses: dict[str, float] = {}
         self._thread = thread
@@ -58,13 +58,13 @@ class Registry:
         def publish(news: Sequence[Change]) -> None:
             loop.call_soon_threadsafe(changes.add, news)
 
-        def prepare() -> tuple[Store, Rollouts]:
+        def prepare() -> tuple[Readings, Rollouts]:
             with disk_errors("the registry's database"):
-                store = Store.open(folder)
+                readings = Readings(Store.open(folder), capacity=_KEPT_READINGS)
                 catalog = Catalog(folder)
-                manifests = [found.manifest for found in _readable(store.get, store.digests())]
-                catalog.artifacts.index({manifest.digest: manifest.create_time for manifest in manifests})
-                return store, Rollouts(catalog, publish=publish)
+                found = _readable(readings.read, readings.store.digests())
+                catalog.artifacts.index({one.manifest.digest: one.manifest.create_time for one in found})
+                return readings, Rollouts(catalog, publish=publish)
 
         try:
             return cls(*await loop.run_in_executor(thread, prepare), changes, thread)
