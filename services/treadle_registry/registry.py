@@ -120,6 +120,11 @@ class Registry:
         """Says that an artifact was used just now; written by `keep_uses`, many at once."""
         self._uses[digest] = time.time()
 
+    def last_uses(self) -> dict[str, float]:
+        """When every artifact was used last; in the registry's thread alone."""
+        kept = self.catalog.artifacts.last_uses()
+        return kept | {digest: use for digest, use in self._uses.copy().items() if digest in kept}
+
     async def keep_uses(self) -> None:
         """Writes when artifacts were used last."""
         uses, self._uses = self._uses, {}
@@ -160,10 +165,14 @@ class Registry:
 
     def remove(self, digests: Sequence[str]) -> int:
         """Deletes artifacts that nothing holds, in the registry's thread; gives the freed bytes."""
-        self.catalog.artifacts.remove(digests)
         for digest in digests:
             self.readings.forget(digest)
-        return self.store.delete(*digests)
+        try:
+            return self.store.delete(*digests)
+        finally:
+            # Files first: on a full disk only then is there room to write that they are gone.
+            gone = [digest for digest in digests if not self.store.folder(digest).exists()]
+            self.catalog.artifacts.remove(gone)
 
     async def set_alias(self, name: str, digest: str, etag: str) -> Alias:
         """Creates or moves an alias; see `Deploying.set_alias`."""

@@ -11,6 +11,10 @@ from registry_stubs import RegistryStubs, open_registry
 from small_folder import write_model
 
 from treadle.errors import FailedPrecondition, NotFound, Unavailable
+from treadle_registry.eviction import Eviction
+from treadle_registry.operations.importing import import_source
+from treadle_registry.registry import Registry
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
 
@@ -108,6 +112,25 @@ async def test_an_import_above_the_quota_makes_room_by_last_use(tmp_path: Path, 
         assert {last, kept} <= await digests(client)
         assert blob_bytes(tmp_path / "quota") > quota
     print(f"a quota of {quota} bytes; {len(gone)} went in the order of their use")
+
+
+async def test_what_the_disk_lacks_for_an_import_is_freed_before_it(tmp_path: Path):
+    store = Store.open(tmp_path / "store")
+    for seed in range(4):
+        folder = write_model(tmp_path / f"m{seed}", seed=seed)
+        import_source(store, LocalSource("folder", str(folder)))
+    size = blob_bytes(tmp_path / "store")
+    registry = await Registry.open(tmp_path / "store")
+    try:
+        for quota, freed in ((0, False), (1 << 40, True)):
+            eviction = Eviction(registry, quota=quota, unknown_s=0, free_bytes=lambda: 1000)
+            await eviction.make_room_on_disk(900)
+            assert blob_bytes(tmp_path / "store") == size
+            await eviction.make_room_on_disk(1000 + size // 2)
+            assert (blob_bytes(tmp_path / "store") <= size // 2) == freed
+        assert len((await registry.artifacts(0, ""))[0]) == 2
+    finally:
+        await registry.close()
 
 
 async def test_nothing_goes_while_leases_are_unknown(tmp_path: Path, models: Models):
