@@ -75,6 +75,11 @@ class Rollout:
         names = [lease_pb2.ServingState.Name(lease.serving.state) for lease in await self.leases(digest)]
         return sorted(name.removeprefix("SERVING_STATE_") for name in names)
 
+    async def listed(self) -> dict[tuple[str, str], int]:
+        """What the gateway says that can be asked for: names and artifacts with their workers."""
+        response = await self.gateway.ListModels(inference_pb2.ListModelsRequest(), timeout=TIMEOUT_S)
+        return {(model.model, model.artifact_digest): model.ready_workers for model in response.models}
+
     def workers(self, count: int, models: str = ALIAS, **environment: str) -> list[ServiceProcess]:
         """More workers, started."""
         ports = free_ports(2 * count)
