@@ -34,8 +34,6 @@ ARTIFACT_FRESH_S = 2.0
 DIGEST_FRESH_S = 300.0
 """How long a digest is not asked for again: it never means anything else, but may be deleted."""
 READY_FRESH_S = 0.5
-NEWER_S = 0.05
-"""At least so old is what is read again because nobody was ready."""
 NOT_SERVED_RETRY_S = 2.0
 MAX_CACHED = 1024
 
@@ -162,9 +160,11 @@ class Models:
         DataLoss (DAMAGED_FILE) where that is so because its files are damaged, and FailedPrecondition
         (PROFILE_NOT_SERVED) where others of its profiles are served, but not `profile`.
         """
+        began = time.monotonic()
         targets = routes(self._known(), name, request_id) or [Target(name)]
-        for max_age_s in (READY_FRESH_S, NEWER_S):
-            loaded = await self.loaded(max_age_s)
+        # Who leads to a model that has just become ready was told so after the heartbeat that says it.
+        for not_before in (began - READY_FRESH_S, began):
+            loaded = await self.loaded(not_before)
             having: list[Loaded] = []
             for target in targets:
                 artifact = await self._artifact(target, targets)
@@ -207,12 +207,15 @@ class Models:
             with contextlib.suppress(TreadleError):
                 await self._artifacts.resolve(digest)
 
-    async def loaded(self, max_age_s: float = READY_FRESH_S) -> list[Loaded]:
-        """Every living worker's profiles, at most `max_age_s` old."""
+    async def loaded(self, not_before: float | None = None) -> list[Loaded]:
+        """Every living worker's profiles, read no sooner than that (monotonic); None: READY_FRESH_S ago."""
+        if not_before is None:
+            not_before = time.monotonic() - READY_FRESH_S
         async with self._reading:
-            if time.monotonic() >= self._loaded_at + max_age_s:
+            if self._loaded_at < not_before:
+                began = time.monotonic()
                 self._loaded = await self._read_loaded()
-                self._loaded_at = time.monotonic()
+                self._loaded_at = began
             return self._loaded
 
 

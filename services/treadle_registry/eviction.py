@@ -17,6 +17,9 @@ from treadle_registry.store.blob_use import BlobUse, Share
 
 logger = logging.getLogger(__name__)
 
+_NO_BOUND = 1 << 63
+"""Bytes; more than any store has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fate:
@@ -84,15 +87,13 @@ def plan_eviction(
                 )
             )
         else:
-            reason = "; ".join(held.get(digest, ())[:3]) or _why_kept(use, digest, target_bytes)
+            reason = "; ".join(held.get(digest, ())[:3]) or _why_kept(use, digest)
             fates.append(Fate(digest, use.freed_by(digest), reason, True, last_uses.get(digest, 0.0)))
     return EvictionPlan(tuple(fates), before, use.total)
 
 
-def _why_kept(use: BlobUse, digest: str, target_bytes: int) -> str:
-    if use.freed_by(digest) == 0:
-        return "frees nothing: others have the same files"
-    return f"the store fits into {target_bytes} bytes with it"
+def _why_kept(use: BlobUse, digest: str) -> str:
+    return "there is room for it" if use.freed_by(digest) else "frees nothing: others have the same files"
 
 
 class Eviction:
@@ -113,8 +114,6 @@ class Eviction:
         self._registry, self._quota, self._clock = registry, quota, clock
         self._free_bytes = free_bytes or (lambda: shutil.disk_usage(registry.store.root).free)
         self._known_at = clock() + unknown_s
-        self.num_evicted = 0
-        """Artifacts that were deleted to make room."""
 
     @property
     def unknown_s(self) -> float:
@@ -128,13 +127,9 @@ class Eviction:
 
         `spared` is kept whatever its use. Raises Unavailable (LEASES_UNKNOWN) soon after a start.
         """
-        target = self._quota if target_bytes is None else target_bytes
-        if target_bytes is None and not self._quota:
-            target = 1 << 63
-        await self._registry.keep_uses()
+        target = (self._quota or _NO_BOUND) if target_bytes is None else target_bytes
         plan = await self._registry.in_thread(self._evict, target, dry_run, spared)
         if not dry_run and plan.going:
-            self.num_evicted += len(plan.going)
             logger.info(
                 "artifacts were evicted",
                 extra={
@@ -155,7 +150,7 @@ class Eviction:
                 retry_after_s=unknown_s,
             )
         registry.leasing.lapse()
-        last_uses = registry.catalog.artifacts.last_uses()
+        last_uses = registry.last_uses()
         held = registry.rollouts.held()
         if spared in last_uses:
             held.setdefault(spared, []).append("just imported")

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from treadle.errors import TreadleError
 from treadle_registry.eviction import Eviction
@@ -15,6 +16,7 @@ from treadle_registry.registry import Registry
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.25
+_AFTER_FAILURE_S = 5.0
 _KEEP_USES_EVERY_S = 30.0
 
 
@@ -40,8 +42,9 @@ class Upkeep:
         keep_at, hold_at = time.monotonic() + _KEEP_USES_EVERY_S, time.monotonic() + eviction.unknown_s
         while True:
             await asyncio.sleep(_LOOK_EVERY_S)
+            # What has lapsed is refused whether it was swept up or not; the sweep tells who watches.
             if registry.rollouts.clock() >= registry.rollouts.book.next_deadline:
-                await _tried(lambda: registry.in_thread(registry.leasing.lapse))
+                await _tried(partial(registry.in_thread, registry.leasing.lapse))
             if time.monotonic() >= keep_at:
                 keep_at = time.monotonic() + _KEEP_USES_EVERY_S
                 await _tried(registry.keep_uses)
@@ -52,10 +55,12 @@ class Upkeep:
 
 
 async def _tried(work: Callable[[], Awaitable[None]]) -> None:
-    """Logs what goes wrong: the next round tries again."""
+    """Logs what goes wrong, and waits a little: the next round tries again."""
     try:
         await work()
     except TreadleError as error:
         logger.error("upkeep failed", extra={"reason": error.reason, "cause": error.message})
+        await asyncio.sleep(_AFTER_FAILURE_S)
     except Exception:
         logger.exception("upkeep failed")
+        await asyncio.sleep(_AFTER_FAILURE_S)

@@ -10,12 +10,13 @@ from google.protobuf import duration_pb2
 
 from treadle.api.registry.v1 import lease_pb2, registry_pb2, registry_pb2_grpc
 from treadle.rpc import from_rpc_error
-from treadle_worker.convert import to_artifact, to_serving_lease
+from treadle_worker.convert import to_artifact, to_known_lease, to_serving_lease
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import Served
+from treadle_worker.leases import KnownLease, Served
 
 TIMEOUT_S = 10.0
 LEASE_TIMEOUT_S = 5.0
+_PAGE = 500
 
 T = TypeVar("T")
 
@@ -59,6 +60,20 @@ class RegistryClient:
         """See Leases."""
         request = lease_pb2.ReleaseLeaseRequest(lease_id=lease_id)
         await _called(self._stub.ReleaseLease(request, timeout=LEASE_TIMEOUT_S))
+
+    async def leases(self, artifact_digest: str) -> list[KnownLease]:
+        """See Leases."""
+        found: list[KnownLease] = []
+        token = ""
+        while True:
+            request = lease_pb2.ListLeasesRequest(
+                page_size=_PAGE, page_token=token, artifact_digest=artifact_digest
+            )
+            response = await _called(self._stub.ListLeases(request, timeout=LEASE_TIMEOUT_S))
+            found += [to_known_lease(lease) for lease in response.leases if lease.HasField("serving")]
+            token = response.next_page_token
+            if not token:
+                return found
 
 
 async def _called(call: Awaitable[T]) -> T:

@@ -17,7 +17,7 @@ from treadle.queue.log import START, LogEntry
 from treadle.rpc import to_status
 from treadle_worker.engine_protocol import EngineStats, Ready, SamplingParams, TokenLogprobs
 from treadle_worker.jobs import Artifact, History, Job
-from treadle_worker.leases import Served
+from treadle_worker.leases import KnownLease, Served
 from treadle_worker.outgoing import Ending, TokenBatch
 
 _PRIORITIES = {generation_pb2.PRIORITY_HIGH: 1, generation_pb2.PRIORITY_LOW: -1}
@@ -172,6 +172,18 @@ def to_serving_lease(served: Served) -> lease_pb2.ServingLease:
         state=_SERVING_STATES[served.state],
         alias=served.alias,
         error=None if served.error is None else to_status(served.error),
+    )
+
+
+def to_known_lease(lease: lease_pb2.Lease) -> KnownLease:
+    """A worker's lease as the registry lists it."""
+    asked = lease.serving.configuration
+    states = {number: name for name, number in _SERVING_STATES.items()}
+    return KnownLease(
+        lease.lease_id,
+        lease.serving.alias,
+        ServingConfiguration(asked.dtype, asked.quantization, asked.cache_dtype),
+        states.get(lease.serving.state, ""),
     )
 
 

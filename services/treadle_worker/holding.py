@@ -39,6 +39,10 @@ class Holding:
         self.claim = claim
         self.wanted = True
         """False once the model is only finished with."""
+        self.replicas = 0
+        """Workers wanted, when that was looked at last."""
+        self.surplus = False
+        """Fewer are wanted now, and this one is not among them."""
         self.artifact = artifact
         """Once the registry has answered."""
         self.host: ModelHost | None = None

@@ -37,6 +37,16 @@ class Served:
     error: TreadleError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownLease:
+    """A worker's lease as the registry lists it."""
+
+    lease_id: str
+    alias: str
+    configuration: ServingConfiguration
+    state: str
+
+
 class Leases(Protocol):
     """The registry's leases. Every call raises TreadleError."""
 
@@ -51,6 +61,9 @@ class Leases(Protocol):
 
     async def release_lease(self, lease_id: str) -> None:
         """It is no longer needed."""
+
+    async def leases(self, artifact_digest: str) -> list[KnownLease]:
+        """The workers' leases of an artifact, the oldest first."""
 
 
 class LeaseKeeper:
@@ -74,6 +87,8 @@ class LeaseKeeper:
         self._woken = asyncio.Event()
         self._request_id = uuid.uuid4().hex
         self._told: Served | None = None
+        self._said = ""
+        """The reason that was logged last."""
         self.lease_id = ""
         """Empty while there is none."""
         self.refusal: TreadleError | None = None
@@ -92,15 +107,23 @@ class LeaseKeeper:
             self._woken.clear()
             try:
                 await self.tell()
-                wait_s, pause_s = renew_s, _FIRST_PAUSE_S
+                wait_s, pause_s, self._said = renew_s, _FIRST_PAUSE_S, ""
             except TreadleError as error:
-                logger.debug("a lease could not be told", extra={"reason": error.reason})
+                self._say(error)
                 wait_s, pause_s = pause_s, min(2 * pause_s, renew_s)
             try:
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
             except TimeoutError:
                 continue
+
+    def _say(self, error: TreadleError) -> None:
+        if error.reason != self._said:
+            logger.warning(
+                "the registry is not told what is served here",
+                extra={"artifact": self._served().artifact_digest, "reason": error.reason},
+            )
+        self._said = error.reason
 
     async def tell(self) -> bool:
         """Acquires or renews; whether the lease is held now.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from redis.asyncio import Redis
 
-from treadle.deployments import KnownModels, ModelWatch, ServingConfiguration
+from treadle.deployments import Deployment, KnownModels, ModelWatch, ServingConfiguration
 from treadle.errors import FailedPrecondition, TreadleError
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.configuration import complete, filled
@@ -18,7 +18,8 @@ from treadle_worker.jobs import Artifact
 from treadle_worker.model_host import ModelHost
 from treadle_worker.names import NamedModels
 from treadle_worker.registry import Registry
-from treadle_worker.retirement import another_ready, retire
+from treadle_worker.retirement import retire
+from treadle_worker.surplus import Surplus
 from treadle_worker.taking_up import TakingUp
 from treadle_worker.wanted import Claim, to_take_up, wanted
 
@@ -55,6 +56,7 @@ class ServedModels:
         self._make_host = make_host
         self._changed = changed
         self._named = NamedModels(config.models, watch, registry, self.wake)
+        self._surplus = Surplus(registry, redis, consumer)
         self._taking_up = TakingUp(self._candidates, self._take_up)
         self._woken = asyncio.Event()
         self._claims: list[Claim] = []
@@ -171,7 +173,9 @@ class ServedModels:
             return
         self._claims = self._wanted()
         for claim, holding in list(self._holdings.items()):
-            holding.wanted = claim in self._claims and not await self._is_surplus(holding)
+            holding.wanted = claim in self._claims and not await self._surplus.has(
+                holding, self._deployment(claim.name)
+            )
         for claim in self._claims:
             if claim.required and claim not in self._holdings:
                 self._hold(self._make_holding(claim))
@@ -187,23 +191,15 @@ class ServedModels:
             if not holding.wanted and (holding.host is None or not self._is_leaving(holding.host)):
                 self._group.create_task(self._drop(holding), name=f"drop {holding.claim.name}")
 
+    def _deployment(self, alias: str) -> Deployment | None:
+        return None if self._watch.known is None else self._watch.known.deployments.get(alias)
+
     def _wanted(self) -> list[Claim]:
         found = wanted(
             self._watch.known, self._named.names, self._named.meanings, others=self._config.deployments
         )
         # What is the same to this worker is held once: deployments may say in full what the settings say.
         return list(dict.fromkeys(filled(claim, self._engine_config) for claim in found))
-
-    async def _is_surplus(self, holding: Holding) -> bool:
-        """Whether others serve it instead: the registry grants no lease, and requests have where to go."""
-        if holding.claim.required or holding.keeper.refusal is None:
-            return False
-        if holding.host is None or not holding.is_ready:
-            return True
-        try:
-            return await another_ready(self._redis, holding.host.profile, self._consumer)
-        except TreadleError:
-            return False
 
     def _candidates(self) -> list[Claim]:
         held = [claim for claim in self._holdings if not claim.required]

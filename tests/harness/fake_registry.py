@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from treadle.api.registry.v1 import deployment_pb2, registry_pb2
 from treadle.errors import NotFound, ResourceExhausted, Unavailable
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import Served
+from treadle_worker.leases import KnownLease, Served
 
 Change = registry_pb2.WatchModelsResponse
 
@@ -23,7 +23,7 @@ class FakeRegistry:
     aliases: dict[str, str] = field(default_factory=dict)
     deployments: dict[str, deployment_pb2.Deployment] = field(default_factory=dict)
     away: bool = False
-    leases: dict[str, Served] = field(default_factory=dict)
+    given: dict[str, Served] = field(default_factory=dict)
     holders: dict[str, str] = field(default_factory=dict)
     told: list[tuple[str, str, str]] = field(default_factory=list)
     """(digest, alias, state) of every acquisition and renewal that says something else than before."""
@@ -44,7 +44,7 @@ class FakeRegistry:
 
     def state_of(self, digest: str) -> list[str]:
         """What the leases of an artifact say."""
-        return sorted(served.state for served in self.leases.values() if served.artifact_digest == digest)
+        return sorted(served.state for served in self.given.values() if served.artifact_digest == digest)
 
     async def acquire_lease(
         self, request_id: str, served: Served, *, holder: str, time_to_live_s: float
@@ -53,7 +53,7 @@ class FakeRegistry:
         deployment = self.deployments.get(served.alias)
         same = [
             one
-            for one in self.leases.values()
+            for one in self.given.values()
             if (one.artifact_digest, one.alias) == (served.artifact_digest, served.alias)
         ]
         if deployment is not None and len(same) >= (deployment.replicas or 1):
@@ -66,23 +66,31 @@ class FakeRegistry:
 
     async def renew_lease(self, lease_id: str, served: Served, *, time_to_live_s: float) -> None:
         self._up()
-        if lease_id not in self.leases:
+        if lease_id not in self.given:
             raise NotFound("lapsed", reason="LEASE_NOT_FOUND")
         self._say(lease_id, served)
 
     def _say(self, lease_id: str, served: Served) -> None:
-        before = self.leases.get(lease_id)
-        self.leases[lease_id] = served
+        before = self.given.get(lease_id)
+        self.given[lease_id] = served
         if before is None or before.state != served.state:
             self.told.append((served.artifact_digest, served.alias, served.state))
 
     async def release_lease(self, lease_id: str) -> None:
         self._up()
-        self.leases.pop(lease_id, None)
+        self.given.pop(lease_id, None)
+
+    async def leases(self, artifact_digest: str) -> list[KnownLease]:
+        self._up()
+        return [
+            KnownLease(lease_id, served.alias, served.configuration, served.state)
+            for lease_id, served in self.given.items()
+            if served.artifact_digest == artifact_digest
+        ]
 
     def lapse(self) -> None:
         """Every lease is over."""
-        self.leases.clear()
+        self.given.clear()
 
     def point(self, alias: str, digest: str) -> None:
         """Moves an alias."""

@@ -36,6 +36,7 @@ class RegistryStubs:
     registry: Any
     operations: Any
     store: Path
+    address: str = ""
 
     async def import_model(self, **fields: Any) -> Any:
         return await answer(
@@ -79,13 +80,21 @@ async def answer(call: Awaitable[_T]) -> _T:
 
 @contextlib.asynccontextmanager
 async def open_registry(store: Path, **settings: Any) -> AsyncIterator[RegistryStubs]:
-    config = RegistryConfig(address="127.0.0.1:0", store=store, **settings)
-    async with serving(config) as server, open_channel(f"127.0.0.1:{server.port}") as channel:
-        yield RegistryStubs(
-            registry_pb2_grpc.RegistryServiceStub(channel),
-            operations_pb2_grpc.OperationsStub(channel),
-            store,
-        )
+    config = RegistryConfig(**{"address": "127.0.0.1:0", "store": store} | settings)
+    async with serving(config) as server:
+        address = f"127.0.0.1:{server.port}"
+        async with open_channel(address) as channel:
+            yield stubs_of(channel, store, address)
+
+
+def stubs_of(channel: grpc.aio.Channel, store: Path, address: str) -> RegistryStubs:
+    """Stubs over a channel that the caller closes."""
+    return RegistryStubs(
+        registry_pb2_grpc.RegistryServiceStub(channel),
+        operations_pb2_grpc.OperationsStub(channel),
+        store,
+        address,
+    )
 
 
 def sizes(folder: str) -> dict[str, int]:

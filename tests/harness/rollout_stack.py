@@ -19,7 +19,7 @@ from treadle.api.registry.v1 import deployment_pb2, lease_pb2, registry_pb2, reg
 from treadle.local.ports import free_ports
 from treadle.rpc import open_channel
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
 ALIAS = "prod"
@@ -75,6 +75,11 @@ class Rollout:
         names = [lease_pb2.ServingState.Name(lease.serving.state) for lease in await self.leases(digest)]
         return sorted(name.removeprefix("SERVING_STATE_") for name in names)
 
+    async def listed(self) -> dict[tuple[str, str], int]:
+        """What the gateway says that can be asked for: names and artifacts with their workers."""
+        response = await self.gateway.ListModels(inference_pb2.ListModelsRequest(), timeout=TIMEOUT_S)
+        return {(model.model, model.artifact_digest): model.ready_workers for model in response.models}
+
     def workers(self, count: int, models: str = ALIAS, **environment: str) -> list[ServiceProcess]:
         """More workers, started."""
         ports = free_ports(2 * count)
@@ -105,7 +110,7 @@ def rollout_services(
     digests = []
     for seed in (5, 6, 7):
         write_tiny_model(folder / f"seed-{seed}", seed)
-        published = import_source(store, Source("folder", str(folder / f"seed-{seed}")))
+        published = import_source(store, LocalSource("folder", str(folder / f"seed-{seed}")))
         digests.append(published.manifest.digest)
     counts = {"registry": 1, "tokenizer": 1, "gateway": 1}
     settings = {"TREADLE_WORKER_LEASE_S": f"{LEASE_S:g}"} | dict(environment)

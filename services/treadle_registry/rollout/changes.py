@@ -106,6 +106,7 @@ class ChangeLog:
                         if change.value is not None:
                             yield Notice("", change)
                     yield Notice(self._version(seen), "complete")
+                    continue
                 for number, change in self._after(seen):
                     yield Notice(self._version(number), change)
                     seen = number

@@ -105,19 +105,14 @@ def advance(deployment: Deployment, leases: Iterable[Lease]) -> Deployment:
     replace what was served before. What has joined stays, whatever happens to its workers.
     """
     ready = ready_leases(leases)
-    served = deployment.serving
-    joined = [
-        target
-        for target in deployment.targets
-        if any(target.is_same(old) for old in served) or _fits_any(target, ready)
-    ]
-    weighted = [target for target in deployment.targets if target.weight]
-    if all(target in joined for target in weighted):
+    # What is served without a weight may never have been ready.
+    served = [target for target in deployment.serving if target.weight]
+    wanted = [target for target in deployment.targets if target.weight]
+    new = [target for target in wanted if not _is_among(target, served) and _fits_any(target, ready)]
+    if all(_is_among(target, [*served, *new]) for target in wanted):
         return replace(deployment, serving=deployment.targets)
-    new = [
-        target for target in weighted if target in joined and not any(target.is_same(old) for old in served)
-    ]
-    return replace(deployment, serving=(*served, *new)[-MOST_SERVED:])
+    stays = [target for target in deployment.serving if not _is_among(target, new)]
+    return replace(deployment, serving=(*stays, *new)[-MOST_SERVED:])
 
 
 def first_is_ready(deployment: Deployment, leases: Iterable[Lease]) -> bool:
@@ -128,6 +123,10 @@ def first_is_ready(deployment: Deployment, leases: Iterable[Lease]) -> bool:
 def ready_leases(leases: Iterable[Lease]) -> list[Lease]:
     """Those whose workers are ready."""
     return [lease for lease in leases if lease.state is ServingState.READY]
+
+
+def _is_among(target: Target, others: Iterable[Target]) -> bool:
+    return any(target.is_same(other) for other in others)
 
 
 def _fits_any(target: Target, leases: Iterable[Lease]) -> bool:

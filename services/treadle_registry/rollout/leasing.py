@@ -188,9 +188,12 @@ def _check_same_work(lease: Lease, serving: Serving | None) -> None:
 
 
 def _admit(step: Step, lease: Lease) -> None:
-    """Raises unless the deployment under the lease's alias, where there is one, has a place for it."""
+    """Raises unless the deployment under the lease's alias, where there is one, has a place for it.
+
+    Who only finishes what runs needs none.
+    """
     deployment = step.deployment(lease.alias) if lease.alias else None
-    if deployment is None or lease.state is None:
+    if deployment is None or lease.state is None or not lease.state.takes_a_place:
         return
     target = deployment.target_of(lease)
     if target is None:
@@ -199,8 +202,6 @@ def _admit(step: Step, lease: Lease) -> None:
             "GetDeployment says what it wants",
             reason="NOT_WANTED",
         )
-    if not lease.state.takes_a_place:
-        return
     others = [
         other
         for other in step.leases_under(lease.alias)

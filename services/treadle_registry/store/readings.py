@@ -28,7 +28,7 @@ class Readings:
         trusted_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._capacity, self._trusted_s, self._clock = store, capacity, trusted_s, clock
+        self.store, self._capacity, self._trusted_s, self._clock = store, capacity, trusted_s, clock
         self._read: OrderedDict[str, tuple[_Key, Published]] = OrderedDict()
         self._looked: dict[str, float] = {}
         self.num_read = 0
@@ -44,11 +44,11 @@ class Readings:
     def read(self, digest: str) -> Published:
         """The artifact; raises NotFound, or DataLoss for a manifest that cannot be read."""
         try:
-            key = _key(self._store.folder(digest) / MANIFEST)
+            key = _key(self.store.folder(digest) / MANIFEST)
             known = self._read.get(digest)
             if known is None or known[0] != key:
                 self.num_read += 1
-                known = key, self._store.get(digest)
+                known = key, self.store.get(digest)
         except FileNotFoundError:
             self.forget(digest)
             raise NotFound(f"no artifact {digest} in the store", reason="MODEL_NOT_FOUND") from None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import grpc
 
@@ -18,11 +19,13 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+_SILENT_S = 90.0
+"""The registry says every 30 s that nothing is new: one that says nothing for so long is not there."""
 _QUIET = ("UNAVAILABLE", "UNIMPLEMENTED", "CANCELLED")
 """How a stream ends while the registry is away, is older than this, or restarts."""
 
 Change = registry_pb2.WatchModelsResponse
-Watch = Callable[[str], AsyncIterator[Change]]
+Watch = Callable[[str], AsyncGenerator[Change, None]]
 """Changes after a version; raises TreadleError."""
 
 
@@ -49,10 +52,11 @@ class ModelWatch:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                async for change in self._watch(self._version):
-                    pause_s = _FIRST_PAUSE_S
-                    await self._take(change)
-                raise Unavailable("the registry ended the watch", reason="WATCH_ENDED")
+                async with contextlib.aclosing(self._watch(self._version)) as changes:
+                    while True:
+                        change = await _next(changes)
+                        pause_s = _FIRST_PAUSE_S
+                        await self._take(change)
             except TreadleError as error:
                 self._say(error)
             self.asked.set()
@@ -107,6 +111,16 @@ class ModelWatch:
             await self._changed(self.known, name)
 
 
+async def _next(changes: AsyncGenerator[Change, None]) -> Change:
+    try:
+        async with asyncio.timeout(_SILENT_S):
+            return await anext(changes)
+    except TimeoutError:
+        raise Unavailable(f"the registry was silent for {_SILENT_S:.0f} s", reason="WATCH_SILENT") from None
+    except StopAsyncIteration:
+        raise Unavailable("the registry ended the watch", reason="WATCH_ENDED") from None
+
+
 def _alias(change: Change) -> str:
     """Whose change it is; empty for one of a later contract."""
     match change.WhichOneof("change"):
@@ -122,7 +136,7 @@ def watch_models(channel: grpc.aio.Channel) -> Watch:
     """The watch of the registry behind a channel that the caller closes."""
     stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
-    async def watch(version: str) -> AsyncIterator[Change]:
+    async def watch(version: str) -> AsyncGenerator[Change, None]:
         call = stub.WatchModels(registry_pb2.WatchModelsRequest(version=version))
         try:
             async for response in call:

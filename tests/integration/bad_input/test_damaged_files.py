@@ -187,9 +187,19 @@ async def test_the_registry_tells_of_a_damaged_manifest(asker: Asker, tmp_path: 
         manifest = (await canonical(asker.suite, name)).parent / "manifest.json"
         whole = len(await registry.artifacts())
         manifest.write_text(manifest.read_text()[:-30])
-        with pytest.raises(TreadleError) as caught:
-            await registry.resolve(name)
-        error = caught.value
+
+        errors: list[TreadleError] = []
+
+        async def is_told() -> bool:
+            try:
+                await registry.resolve(name)
+            except TreadleError as error:
+                errors.append(error)
+            return bool(errors)
+
+        # What was read a moment ago is not looked at again.
+        await until(is_told, "the damage is found", timeout_s=10)
+        (error,) = errors
         print(f"{error.code} {error.reason}: {error.message!r}")
         assert (error.code, error.reason) == ("DATA_LOSS", "CORRUPT_MANIFEST")
         assert "import the model again" in error.message

@@ -50,6 +50,7 @@ async def test_a_promotion_and_its_roll_back_under_load_fail_nothing(rollout, qu
             60,
         )
         assert sum(len(worker.children()) for worker in workers) == 2
+        assert await rollout.listed() == {(ALIAS, rollout.b): 2}
         await rollout.call("RollBackAlias", name=ALIAS)
         await rollout.settled_on(rollout.a)
         await load.until_more(60, rollout.a)

@@ -104,7 +104,7 @@ async def test_a_named_alias_is_followed_and_the_old_goes_when_the_new_serves(fo
         assert one.engines[0]._dead
         assert ("sha256:a", "toy", "draining") in registry.told
         assert one.worker.state == "ready"
-    assert registry.leases == {}
+    assert registry.given == {}
 
 
 async def test_a_heartbeat_says_ready_before_the_lease_does(following, registry, redis, monkeypatch):
@@ -173,7 +173,7 @@ async def test_equal_weights_with_another_tokenizer_are_refused(following, regis
         await one.until_hosts(a="ready")
         registry.deploy("toy", ["sha256:x"], ["sha256:a"])
         await until(lambda: registry.state_of("sha256:x") == ["failed"], "it says that it cannot")
-        (served,) = [served for served in registry.leases.values() if served.state == "failed"]
+        (served,) = [served for served in registry.given.values() if served.state == "failed"]
         assert served.error.reason == "PROFILE_TAKEN"
         await one.until_hosts(a="ready")
 
@@ -200,15 +200,22 @@ async def test_what_others_serve_already_is_not_loaded(following, registry):
         registry.deploy("x", ["sha256:a"], [], replicas=2)
         await until(lambda: registry.state_of("sha256:a") == ["ready", "ready"], "both are")
         assert one.hosts() == other.hosts() == {"sha256:a": "ready"}
+        # The one that came second goes when fewer are wanted.
+        second = registry.holders["lease-2"]
+        registry.deploy("x", ["sha256:a"], ["sha256:a"], replicas=1)
+        (leaving, staying) = (one, other) if one.worker.consumer == second else (other, one)
+        await leaving.until_hosts()
+        await until(lambda: registry.state_of("sha256:a") == ["ready"], "its lease is released")
+        await staying.until_hosts(a="ready")
 
 
 async def test_a_lease_that_was_taken_by_another_ends_only_when_that_one_is_ready(following, registry, redis):
     async with following(models=()) as one:
         registry.deploy("x", ["sha256:a"], [])
         await one.until_hosts(a="ready")
-        taken = next(iter(registry.leases.values()))
+        taken = next(iter(registry.given.values()))
         registry.lapse()
-        registry.leases["another's"] = replace(taken, state="loading")
+        registry.given["another's"] = replace(taken, state="loading")
         host = one.worker.hosts[0]
         refused = partial(_refused, one)
         await until(refused, "it has asked and was refused", 10)
@@ -254,7 +261,7 @@ async def test_warm_up_prompts_are_answered_before_it_is_ready(following, regist
     async with following(make_engine=Answering) as one:
         if refuses:
             await until(lambda: registry.state_of("sha256:a") == ["failed"], "it says that it failed")
-            (served,) = registry.leases.values()
+            (served,) = registry.given.values()
             assert served.error.reason == "WARM_UP_FAILED"
             assert "warm-up prompt 2" in served.error.message
             monkeypatch.setattr(Answering, "refuses", False)

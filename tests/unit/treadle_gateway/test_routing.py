@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import replace
 
@@ -117,8 +118,7 @@ async def test_what_took_its_place_answers_where_the_news_has_not_arrived(store)
     assert (await models(store, having, deployment).find("x")).artifact.digest == "sha256:b"
 
 
-async def test_a_worker_that_has_just_become_ready_is_seen(store, monkeypatch):
-    monkeypatch.setattr("treadle_gateway.models.NEWER_S", 0.0)
+async def test_a_worker_that_has_just_become_ready_is_seen(store):
     having = [loaded("sha256:b", ready=False)]
     found = models(store, having, Deployment("x", (B,), (B,)))
     with pytest.raises(Unavailable):
@@ -126,6 +126,22 @@ async def test_a_worker_that_has_just_become_ready_is_seen(store, monkeypatch):
     having[0] = loaded("sha256:b")
     assert (await found.find("x")).artifact.digest == "sha256:b"
     assert await found.is_ready(await found.find("x"))
+
+
+async def test_requests_that_find_nobody_ready_share_a_look(store):
+    reads = 0
+
+    async def read() -> list[Loaded]:
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(0.01)
+        return []
+
+    found = Models(ArtifactCache(store, timeout_s=1), read, lambda: known(x="sha256:a"))
+    outcomes = await asyncio.gather(*(found.find("x") for _ in range(50)), return_exceptions=True)
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    print(f"{reads} looks for 50 requests")
+    assert reads <= 3
 
 
 async def test_only_the_wanted_configuration_answers(store):

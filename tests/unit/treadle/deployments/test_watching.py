@@ -16,9 +16,9 @@ Change = registry_pb2.WatchModelsResponse
 
 
 class Script:
-    """Each connection gets the next list of changes, and then waits, or ends with an error."""
+    """Each connection gets the next list of changes; an error ends it, an event is waited for."""
 
-    def __init__(self, *connections: list[Change | Exception]) -> None:
+    def __init__(self, *connections: list[Change | Exception | asyncio.Event]) -> None:
         self.connections = list(connections)
         self.versions: list[str] = []
 
@@ -29,6 +29,8 @@ class Script:
         for change in self.connections.pop(0):
             if isinstance(change, Exception):
                 raise change
+            if isinstance(change, asyncio.Event):
+                await change.wait()
             yield change
 
 
@@ -87,6 +89,19 @@ async def test_a_reset_forgets_what_is_not_named_again():
         assert watch.known.aliases == {"z": "4"}
     assert told == ["", "y", "z", ""]
     assert script.versions == ["", "3", "9"]
+
+
+async def test_a_registry_that_says_nothing_is_asked_again(monkeypatch):
+    monkeypatch.setattr(watching, "_SILENT_S", 0.05)
+    whole = [Change(reset=True), alias("x", "1"), Change(complete=True, version="1")]
+    # What says that nothing is new changes nothing, and where to go on from.
+    script = Script([*whole, Change(version="2"), asyncio.Event()], [Unavailable("away")])
+    told: list[str] = []
+    async with running(script, told) as watch:
+        await until(lambda: len(script.versions) >= 3, "it asks again")
+        assert script.versions[:3] == ["", "2", "2"]
+        assert watch.known.aliases == {"x": "1"}
+    assert told == [""]
 
 
 async def test_a_registry_that_is_away_from_the_beginning_is_said_to_be():
