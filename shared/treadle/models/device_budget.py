@@ -1,4 +1,4 @@
-"""What each device may hold of a model: sizes read, devices in order, and shares for a balanced map. No torch.
+"""What each device may hold of a model: sizes, devices in order, and shares for a balanced map. No torch.
 
 The rules are accelerate's `get_max_memory` and `get_balanced_memory`.
 """
@@ -67,7 +67,7 @@ def ordered(sizes: Mapping[str, float], where: str) -> Budget:
 def balanced(
     budget: Budget, tree: ModuleTree, sizes: Mapping[str, float], *, low_zero: bool, is_users: bool
 ) -> Budget:
-    """What each accelerator gets so that all are used alike; with `low_zero` as little as can be on the first.
+    """What each accelerator gets so that all are used alike; with `low_zero` the first as little as can be.
 
     `sizes` are `module_bytes`. `is_users`: somebody said how much to use, so that nothing is kept back.
     """

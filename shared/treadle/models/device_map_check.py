@@ -68,7 +68,7 @@ def _ties_apart(tree: ModuleTree, device_map: DeviceMap, copies: dict[str, str])
         if here is not None and here != there:
             copies[here] = first
             warnings.append(
-                f"{name} is {first}, and they are on different devices ({here} and {there}): it is there twice"
+                f"{name} is {first}, and they are on two devices ({here} and {there}): it is there twice"
             )
     return warnings
 

@@ -1,5 +1,7 @@
-"""How much memory a model takes, before anything of it is loaded: one estimator for the registry's answer, the
-worker's admission and the trainer's check. No torch."""
+"""How much memory a model takes, before anything of it is loaded. No torch.
+
+One estimator for the registry's answer, the worker's admission and the trainer's check.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ _ADAPTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes by what they are for; for serving there are no gradients and no optimiser, for training no cache."""
+    """Bytes by what they are for; serving has no gradients and no optimiser, training no cache."""
 
     weight_bytes: int
     cache_bytes: int
@@ -85,7 +87,7 @@ def estimate_serving(
     if context > config.max_position_embeddings:
         raise invalid_field(
             "context_length",
-            f"is {context}; the model's context is {config.max_position_embeddings} tokens, give at most that",
+            f"is {context}; give at most the model's context, {config.max_position_embeddings} tokens",
         )
     cache_dtype = cache_dtype or dtype
     if cache_dtype not in CACHE_DTYPES:

@@ -19,8 +19,8 @@ CACHE_DTYPES = tuple(_CACHE_BYTES)
 _SCALE_BYTES = 4
 """An int8 cache has a float32 scale for each token and head."""
 _FLOAT32 = 4
-_LOGIT_TENSORS = 3
-"""Of a sampled row: logits, log-probabilities, and a copy that is filtered."""
+_LOGIT_TENSORS = 2
+"""Of a sampled row: logits, and what is made of them."""
 
 
 def cache_block_bytes(config: ModelConfig, block_size: int, cache_dtype: str) -> int:
@@ -46,12 +46,12 @@ def step_bytes(
     """Bytes of the tensors that live at once in the largest step of `batch` sequences.
 
     The stream between layers is float32, as the engine's own kernels keep it. Beside it lives what the
-    widest part of a layer needs: queries, keys, values and what attention gave, or gates, values and their
-    product; and at the end, of each sequence's last row, the logits.
+    widest part of a layer needs: queries, keys, values and what attention gave, or gates, their activation,
+    values and the product; and at the end, of each sequence's last row, the logits.
     """
     tokens = min(batch * context, max(batch, most_tokens))
     heads = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    widest = max(heads + 2 * keys + heads, 3 * config.intermediate_size)
+    widest = max(heads + 2 * keys + heads, 4 * config.intermediate_size)
     layer = tokens * (2 * config.hidden_size + widest)
     return _FLOAT32 * (layer + _LOGIT_TENSORS * batch * config.vocab_size)

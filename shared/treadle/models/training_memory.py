@@ -1,4 +1,4 @@
-"""What a training step takes beside the weights: gradients, moments, and what the backward pass needs. No torch."""
+"""What a training step takes beside the weights: moments, and what the backward pass needs. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def moment_bytes(parameters: int) -> int:
 
 
 def master_bytes(parameters: int, dtype_bytes: int) -> int:
-    """The float32 weights that the optimiser steps on where the model's own are narrower (ZeRO, section 3.1)."""
+    """The float32 weights that the optimiser steps on where the model's are narrower (ZeRO, section 3.1)."""
     return _FLOAT32 * parameters if dtype_bytes < _FLOAT32 else 0
 
 
