@@ -119,7 +119,9 @@ class HuggingFaceFolder:
             tensors = read_header(files[file])
             if twice := places.keys() & tensors.keys():
                 raise InvalidArgument(
-                    f"{min(twice)} is in {file} and in another file too", reason="CORRUPT_WEIGHTS"
+                    f"{min(twice)[:100]} is in {file} and in another file too; take the model's own "
+                    "files, and no older ones beside them",
+                    reason="CORRUPT_WEIGHTS",
                 )
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         _check_tensors(config, places)
@@ -184,10 +186,13 @@ def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, S
     expected = expected_tensors(parsed)
     for name, shape in expected.items():
         if name not in places:
-            raise InvalidArgument(f"the weights lack the tensor {name}", reason="CORRUPT_WEIGHTS")
+            raise InvalidArgument(
+                f"the weights lack the tensor {name}; take all of the model's files", reason="CORRUPT_WEIGHTS"
+            )
         if places[name][1].shape != shape:
             raise InvalidArgument(
-                f"{name} has the shape {places[name][1].shape}; config.json means {shape}",
+                f"{name} has the shape {places[name][1].shape}; config.json means {shape}; "
+                "take both from one model",
                 reason="CORRUPT_WEIGHTS",
             )
     unknown = [

@@ -19,9 +19,9 @@ from treadle.models.config import parse_config, read_config
 from treadle.models.element_sizes import GGUF_BLOCKS, element_bytes
 from treadle.models.memory_estimate import estimate_serving, estimate_training, weight_bytes
 from treadle.models.serving_memory import step_bytes
+from treadle.nn.linear import Linear
 from treadle.nn.loader import load_model
 from treadle.nn.native import NativeLinear
-from treadle.nn.linear import Linear
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.engine_protocol import SamplingParams
 from treadle_worker.kv_cache import CachePlan
@@ -129,7 +129,7 @@ def test_tensors_of_a_step(smollm2_folder: Path, context: int, batch: int):
 
 
 def train(model: torch.nn.Module, ids: torch.Tensor) -> dict[str, int]:
-    """One step; the most bytes that lived at once before the optimiser's turn, of gradients and of moments."""
+    """One step; the most bytes that lived at once before the optimiser's turn, gradients and moments."""
     with _LiveBytes(*model.parameters()) as live:
         model(input_ids=ids, labels=ids).loss.backward()
     optimizer = torch.optim.AdamW(model.parameters())
