@@ -16,7 +16,9 @@ _MAX_ENTRY = 2000
 _METADATA = "__metadata__"
 
 _SPACE = re.compile(r"[ \t\r\n]*+")
-_STRING = re.compile(r'"[^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+"')
+_PLAIN = r'[^"\\\x00-\x1f]*+'
+_ESCAPE = r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
+_STRING = re.compile(f'"{_PLAIN}(?:{_ESCAPE}{_PLAIN})*+"')
 
 
 def header_entries(text: str) -> Iterator[tuple[str, object]]:
