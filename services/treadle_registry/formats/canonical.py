@@ -16,7 +16,7 @@ from treadle.text.chat_template import MAX_TEMPLATE_BYTES
 from treadle_registry.formats.safetensors_file import TensorDigests
 from treadle_registry.names import check_file_name
 from treadle_registry.store.digests import Digests, compute_digest, presentation_digest, tokenizer_digest
-from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
+from treadle_registry.store.manifest import DtypeShare, GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.store.staging import Staging
 
 WEIGHTS = "canonical/model.safetensors"
@@ -36,6 +36,8 @@ class TextParts:
     chat_templates: Mapping[str, str]
     generation: Mapping[str, Any]
     license: str = ""
+    dtypes: tuple[DtypeShare, ...] = ()
+    """What the weights are stored as."""
 
 
 def json_bytes(value: object) -> bytes:
@@ -57,6 +59,7 @@ def facts_of(parts: TextParts) -> ModelFacts:
         num_layers=config.num_hidden_layers,
         license=parts.license,
         has_chat_template=_DEFAULT in parts.chat_templates,
+        dtypes=parts.dtypes,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from treadle.errors import InvalidArgument
 from treadle.models.element_sizes import GGUF_BLOCKS
+from treadle_registry.store.manifest import DtypeShare, shares_of
 
 MAGIC = b"GGUF"
 
@@ -124,6 +125,12 @@ class GgufFile:
         except BaseException:
             self._map.close()
             raise
+
+    def dtype_shares(self) -> tuple[DtypeShare, ...]:
+        """Which formats the tensors have, the most parameters first."""
+        return shares_of(
+            (tensor.format, math.prod(tensor.shape), tensor.size) for tensor in self.tensors.values()
+        )
 
     def data(self, tensor: GgufTensor) -> memoryview:
         """The tensor's bytes; release it before the file is closed."""

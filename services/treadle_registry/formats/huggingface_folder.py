@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.config import MAX_CONFIG_BYTES, parse_config
-from treadle.models.llama import expected_tensors, tied_tensors
+from treadle.models.llama import EMBEDDING, HEAD, expected_tensors, tied_tensors
 from treadle.text.tokenizer import backend_from_bytes
 from treadle_registry.formats.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
+from treadle_registry.formats.quantized_checkpoint import (
+    QUANTIZATION_FILES,
+    QuantizedCheckpoint,
+    describe,
+    find_quantization,
+    refusal,
+    without_quantization,
+)
 from treadle_registry.formats.safetensors_file import (
     StoredTensor,
     TensorDigests,
+    dtype_shares,
     hash_tensors,
     read_header,
     write_bfloat16,
@@ -109,11 +120,6 @@ class HuggingFaceFolder:
                     "entry where the model is of a supported type without it",
                     reason="REMOTE_CODE",
                 )
-        if config.get("quantization_config"):
-            raise FailedPrecondition(
-                "config.json says that the weights are quantised; import the unquantised model",
-                reason="UNSUPPORTED_QUANTIZATION",
-            )
         places: dict[str, tuple[Path, StoredTensor]] = {}
         for file in self._weights:
             tensors = read_header(files[file])
@@ -124,8 +130,11 @@ class HuggingFaceFolder:
                     reason="CORRUPT_WEIGHTS",
                 )
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
+        stored = {name: tensor for name, (_, tensor) in places.items()}
+        if quantized := quantization_of(config, files, stored):
+            raise refusal(quantized)
         _check_tensors(config, places)
-        return _text_parts(files, config), places
+        return replace(_text_parts(files, config), dtypes=dtype_shares(stored)), places
 
 
 def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
@@ -150,6 +159,25 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
             f"{path.name} cannot be read: {error}; take the model's own file", reason="CORRUPT_CONFIG"
         ) from error
     return value
+
+
+def quantization_of(
+    config: Mapping[str, Any], files: Mapping[str, Path], tensors: Mapping[str, StoredTensor]
+) -> QuantizedCheckpoint | None:
+    """How somebody quantised the weights; None where nobody says that they are.
+
+    Raises InvalidArgument (CORRUPT_CONFIG).
+    """
+    beside = {name: read_json(files[name]) for name in QUANTIZATION_FILES if name in files}
+    found = find_quantization(config, beside)
+    if found is None:
+        return None
+    expected = None
+    with contextlib.suppress(TreadleError):
+        expected = expected_tensors(parse_config(without_quantization(config)))
+        # A quantised head is a tensor of its own also where it is tied.
+        expected = {HEAD: expected[EMBEDDING]} | expected
+    return describe(found, tensors, expected)
 
 
 def _weight_files(folder: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from treadle.errors import InvalidArgument
 from treadle_registry.formats.safetensors_header import MAX_HEADER, header_entries
+from treadle_registry.store.manifest import DtypeShare, shares_of
 
 _MAX_DIMENSIONS = 8
 _MAX_NUMBER = 1 << 63
@@ -60,6 +61,11 @@ class StoredTensor:
     def elements(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
+
+
+def dtype_shares(tensors: Mapping[str, StoredTensor]) -> tuple[DtypeShare, ...]:
+    """Which types the tensors have, the most parameters first."""
+    return shares_of((tensor.dtype, tensor.elements, tensor.size) for tensor in tensors.values())
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

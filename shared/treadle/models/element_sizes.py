@@ -48,14 +48,14 @@ GGUF_BLOCKS: Mapping[str, tuple[int, int]] = {
 }
 """ggml's formats: elements a block, bytes a block."""
 
-_NOMINAL: Mapping[str, float] = {"int8": 1.0, "int4": 0.5, "mxfp4": 0.5}
+_NOMINAL: Mapping[str, float] = {"int8": 1.0, "int4": 0.5}
 """Of the elements alone, without the scales beside them."""
 
 
 def element_bytes(form: str) -> float:
     """Bytes an element of "bfloat16", "int4", "Q4_K", …; raises KeyError for an unknown name.
 
-    "int8", "int4" and "mxfp4" are counted without their scales, as accelerate and bitsandbytes count them.
+    "int8" and "int4" are counted without their scales, as accelerate and bitsandbytes count them.
     """
     if form in DTYPE_BYTES:
         return DTYPE_BYTES[form]

@@ -84,7 +84,7 @@ class ModuleTree:
 def tensor_bytes(tree: ModuleTree, dtype: str, quantization: str = "") -> dict[str, float]:
     """Bytes of every parameter (tied ones once) and buffer by name.
 
-    `dtype` is "float32", "float16" or "bfloat16"; `quantization` "", "int8", "int4", "mxfp4" or a GGUF format
+    `dtype` is "float32", "float16" or "bfloat16"; `quantization` "", "int8", "int4" or a GGUF format
     such as "Q4_K", for the layers that are quantised only. Buffers are float32, or narrower with `dtype`.
     Half-byte elements can give fractions. Raises KeyError for an unknown type.
     """

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from treadle.models.quantized_weights import group_size
 from treadle.nn.linear import RMSNorm
+from treadle.nn.quantization import group_size
 
 if TYPE_CHECKING:
     import treadle_kernels

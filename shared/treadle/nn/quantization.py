@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from treadle.models.quantized_weights import INT4_GROUP, group_size
 from treadle.nn.linear import RMSNorm, pad_rows, prologued
 
+_INT8_GROUPS = (96, 64)
+"""The first that divides a product's inputs, else the last: each group costs time, and each input of one
+precision."""
+_INT4_GROUP = 32
 _CUTS = (0.03, 0.06, 0.1)
 """Shares of a group's range that are cut off at either end, to see whether the rest is met better."""
 
@@ -45,6 +48,13 @@ class Int4Weight(NamedTuple):
         return wide.flatten(1)[:, : self.in_features]
 
 
+def group_size(quantization: str, in_features: int) -> int:
+    """Inputs that share a scale, of a row and of an output's weights; 0: no quantisation."""
+    if quantization == "int8":
+        return next((size for size in _INT8_GROUPS if in_features % size == 0), _INT8_GROUPS[-1])
+    return _INT4_GROUP if quantization == "int4" else 0
+
+
 def quantize_int8(weight_OI: Tensor) -> Int8Weight:
     """To the nearest of 255 steps between the group's largest weight and its negative."""
     q_Ogn, scale_Og1 = _to_bytes(weight_OI.float(), group_size("int8", weight_OI.shape[1]))
@@ -61,11 +71,11 @@ def _to_bytes(x_RI: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 def quantize_int4(weight_OI: Tensor) -> Int4Weight:
     """To 16 steps over the group's range, or over the part of it that gives the least squared error."""
     out, inputs = weight_OI.shape
-    groups = -(-inputs // INT4_GROUP)
+    groups = -(-inputs // _INT4_GROUP)
     # What fills the last group up repeats a weight of it, and counts for nothing.
-    wide = F.pad(weight_OI.float()[:, None], (0, groups * INT4_GROUP - inputs), mode="replicate")[:, 0]
-    x = wide.view(out, groups, INT4_GROUP)
-    there = (torch.arange(groups * INT4_GROUP) < inputs).view(groups, INT4_GROUP)
+    wide = F.pad(weight_OI.float()[:, None], (0, groups * _INT4_GROUP - inputs), mode="replicate")[:, 0]
+    x = wide.view(out, groups, _INT4_GROUP)
+    there = (torch.arange(groups * _INT4_GROUP) < inputs).view(groups, _INT4_GROUP)
     low, high = x.amin(-1), x.amax(-1)
     best = _fit(x, there, low, high)
     for cut in _CUTS:

@@ -9,8 +9,7 @@ import torch
 import treadle_kernels as native
 from treadle_kernels import Kind, PackedWeight, Program, Prologue
 
-from treadle.models.quantized_weights import group_size
-from treadle.nn.quantization import QuantizedLinear, quantize_int4, quantize_int8
+from treadle.nn.quantization import QuantizedLinear, group_size, quantize_int4, quantize_int8
 
 SHAPES = [(16, 8), (64, 96), (72, 50), (576, 960), (100, 36), (1536, 577)]
 ROWS = [1, 2, 3, 7, 12, 13, 31, 65]
