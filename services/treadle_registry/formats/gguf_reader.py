@@ -105,6 +105,11 @@ class GgufTensor:
     offset: int
     size: int
 
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
 
 class GgufFile:
     """An open GGUF file. `metadata` has plain Python values, arrays as lists."""
@@ -128,9 +133,7 @@ class GgufFile:
 
     def dtype_shares(self) -> tuple[DtypeShare, ...]:
         """Which formats the tensors have, the most parameters first."""
-        return shares_of(
-            (tensor.format, math.prod(tensor.shape), tensor.size) for tensor in self.tensors.values()
-        )
+        return shares_of((tensor.format, tensor.elements, tensor.size) for tensor in self.tensors.values())
 
     def data(self, tensor: GgufTensor) -> memoryview:
         """The tensor's bytes; release it before the file is closed."""

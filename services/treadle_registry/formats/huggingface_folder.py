@@ -64,16 +64,10 @@ class HuggingFaceFolder:
 
     def __init__(self, folder: Path) -> None:
         """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
-        self._weights = _weight_files(folder)
-        kept = {
-            path.name
-            for path in folder.iterdir()
-            if is_file_name(path.name)
-            and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
-        }
+        self._weights = weight_files(folder)
         self.files = {
             name: file_inside(folder, name)
-            for name in sorted({"config.json", "tokenizer.json", *kept, *self._weights})
+            for name in sorted({"config.json", "tokenizer.json", *kept_names(folder), *self._weights})
         }
         """What is kept as it came: name in `source/` and where it lies."""
         if len(self.files) > _MAX_FILES:
@@ -180,7 +174,17 @@ def quantization_of(
     return describe(found, tensors, expected)
 
 
-def _weight_files(folder: Path) -> tuple[str, ...]:
+def kept_names(folder: Path) -> set[str]:
+    """What is kept of a folder beside its weights: texts and licences."""
+    return {
+        path.name
+        for path in folder.iterdir()
+        if is_file_name(path.name)
+        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
+    }
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
     """The safetensors files, and the index where there is one, of a folder."""
     if (folder / _INDEX).exists():
         shards = read_json(file_inside(folder, _INDEX), _MAX_INDEX).get("weight_map")
@@ -268,7 +272,7 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         tokenizer_config=tokenizer_config,
         chat_templates=templates,
         generation=generation,
-        license=_license(files),
+        license=license_of(files),
     )
 
 
@@ -296,7 +300,15 @@ def _chat_templates(files: Mapping[str, Path], embedded: object) -> dict[str, st
     return templates
 
 
-def _license(files: Mapping[str, Path]) -> str:
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Whether there is one that a chat gets by default; False also where it cannot be read."""
+    with contextlib.suppress(TreadleError):
+        embedded = _optional(files, "tokenizer_config.json").get("chat_template")
+        return "default" in _chat_templates(files, embedded)
+    return False
+
+
+def license_of(files: Mapping[str, Path]) -> str:
     """The licence that the model card's front matter names."""
     if "README.md" not in files:
         return ""

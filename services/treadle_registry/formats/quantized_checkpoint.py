@@ -213,7 +213,7 @@ def _is_of(layer: QuantizedLayer, shape: tuple[int, ...], bits: int) -> bool:
 
 
 def _summary(method: str, layout: QuantizedLayout, quantized: int, kept: int) -> str:
-    """As in "GPTQ (gptq), 4 bits in groups of 128, symmetric; 6.5 billion of 6.7 billion parameters quantised"."""
+    """As in "AWQ (gemm), 4 bits in groups of 128, with zero points; 6.5 billion of 7.2 billion …"."""
     parts = [_NAMES.get(method, method) + (f" ({layout.format})" if layout.format else "")]
     if layout.bits:
         scales = {"group": f" in groups of {layout.group_size}", "channel": " with a scale an output"}

@@ -95,7 +95,8 @@ def read_fp8(config: QuantizationConfig, tensors: Tensors) -> QuantizedLayout:
             layout.problems.append(f"{name} has no scale")
         elif due and found.shape != due:
             layout.problems.append(
-                f"{name} has scales {list(found.shape)}; blocks of {block} of {list(weight.shape)} are {list(due)}"
+                f"{name} has scales {list(found.shape)}; "
+                f"blocks of {block} of [{outputs}, {inputs}] are {list(due)}"
             )
         else:
             layout.layers[name] = QuantizedLayer(weight.elements, inputs, outputs)

@@ -19,7 +19,7 @@ from treadle.errors import InvalidArgument, TreadleError
 from treadle_registry.formats.safetensors_file import read_header
 from treadle_registry.formats.safetensors_header import MAX_HEADER, header_entries
 from treadle_registry.operations.importing import check_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 
 
 def write_file(path: Path, header: bytes | dict[str, Any], data: int) -> Path:
@@ -163,7 +163,7 @@ def test_twice_in_two_shards_and_a_shard_that_is_missing(tmp_path: Path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     for reason, named in (("MISSING_FILE", "model-2.safetensors"), ("CORRUPT_WEIGHTS", "another file")):
         with pytest.raises(TreadleError) as caught:
-            check_source(Source("folder", str(folder)))
+            check_source(LocalSource("folder", str(folder)))
         assert (caught.value.reason, caught.value.code) == (reason, "INVALID_ARGUMENT")
         assert named in caught.value.message
         assert ";" in caught.value.message, "there is a way out"
