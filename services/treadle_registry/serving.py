@@ -14,7 +14,9 @@ from treadle.rpc import RpcServer
 from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
+from treadle_registry.operations.inspections import Inspections
 from treadle_registry.operations.operations import Operations
+from treadle_registry.planning import Planner
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
@@ -42,7 +44,9 @@ async def serving(
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, operations),  # type: ignore[abstract]
+            RegistryServicer(  # type: ignore[abstract]
+                registry, operations, Inspections(registry), Planner(registry)
+            ),
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(

@@ -54,6 +54,8 @@ _NAMES = {
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SAID = 3
 """Contradictions in a message; the rest is counted."""
+_LONGEST_SAID = 300
+_MOST_KEPT = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def describe(
         unquantized_parameters=kept,
         summary=_summary(method, layout, quantized, kept),
         because=layout.because,
-        problems=tuple(problems),
+        problems=tuple(problem[:_LONGEST_SAID] for problem in problems[:_MOST_KEPT]),
     )
 
 
@@ -160,7 +162,7 @@ def refusal(checkpoint: QuantizedCheckpoint) -> TreadleError:
     """
     if checkpoint.problems:
         more = len(checkpoint.problems) - _SAID
-        said = "; ".join(problem[:300] for problem in checkpoint.problems[:_SAID])
+        said = "; ".join(checkpoint.problems[:_SAID])
         return InvalidArgument(
             f"the weights are said to be {checkpoint.summary}, but {said}"
             + (f"; and {more} more" if more > 0 else "")

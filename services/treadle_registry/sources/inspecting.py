@@ -15,6 +15,8 @@ from treadle_registry.names import file_inside
 from treadle_registry.sources.local import SourceModel, find_source, open_source
 from treadle_registry.sources.source import LocalSource, Source
 
+_MOST_TEXTS = 1024
+
 
 def inspect_source(source: Source) -> Inspection:
     """What the source's model is; headers alone are read.
@@ -49,7 +51,7 @@ def _inspect_folder(folder: Path) -> Inspection:
     weights: tuple[str, ...] = ()
     with contextlib.suppress(TreadleError):
         weights = weight_files(folder)
-    for name in (*kept_names(folder), *weights):
+    for name in (*weights, *sorted(kept_names(folder))[:_MOST_TEXTS]):
         with contextlib.suppress(TreadleError):
             files[name] = file_inside(folder, name)
     sizes = {name: path.stat().st_size for name, path in files.items()}

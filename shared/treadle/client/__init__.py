@@ -3,6 +3,14 @@
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
 from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
 from treadle.client.async_client import AsyncClient
+from treadle.client.planning import (
+    CheckpointQuantization,
+    DevicePlan,
+    DtypeShare,
+    MemoryEstimate,
+    ModelInspection,
+    Precision,
+)
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
@@ -18,16 +26,22 @@ __all__ = [
     "ArtifactFile",
     "AsyncClient",
     "BatchItem",
+    "CheckpointQuantization",
     "Choice",
     "Chunk",
     "Client",
     "Credentials",
     "DamagedFile",
+    "DevicePlan",
+    "DtypeShare",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",
+    "MemoryEstimate",
     "Message",
+    "ModelInspection",
     "ModelSource",
+    "Precision",
     "Prompt",
     "RegistryClient",
     "ServedModel",

@@ -17,11 +17,12 @@ from treadle.client.artifact import (
     ImportProgress,
     ModelSource,
 )
+from treadle.client.planning import PlanningMethods
 from treadle.client.registry_connection import LONG_S, pages
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods):
+class RegistryClient(VerificationMethods, PlanningMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
