@@ -25,9 +25,9 @@ from treadle_registry.formats.safetensors_file import StoredTensor
 _INTEGERS = ("I32", "U32")
 _FLOATS = ("F16", "BF16", "F32")
 _BECAUSE = {
-    "gemm": "its integers are packed along the outputs, eight a word in the order 0, 2, 4, 6, 1, 3, 5, 7",
-    "gemv": "its integers are packed along the inputs, with scales filled up for the GEMV kernel for CUDA",
-    "gemv_fast": "its integers are interleaved by fours of outputs for the GEMV kernel for CUDA",
+    "gemm": "their integers are packed along the outputs, eight a word in the order 0, 2, 4, 6, 1, 3, 5, 7",
+    "gemv": "their integers are packed along the inputs, with scales filled up for the GEMV kernel for CUDA",
+    "gemv_fast": "their integers are interleaved by fours of outputs for the GEMV kernel for CUDA",
 }
 
 
@@ -45,7 +45,7 @@ def read_awq(config: QuantizationConfig, tensors: Tensors) -> QuantizedLayout:
         strategy="group" if group > 0 else "channel",
         symmetric=not config.flag("zero_point", default=True),
         ignored=config.names("modules_to_not_convert"),
-        because=_BECAUSE.get(form, f"its integers lie in an order of their own ({form})"),
+        because=_BECAUSE.get(form, f"their integers lie in an order of their own ({form})"),
     )
     if 32 % bits:
         raise config.corrupt("bits", "must divide a word of 32", bits)

@@ -33,7 +33,7 @@ from treadle_registry.formats.safetensors_file import StoredTensor
 _PACKED_FLOATS = {"nvfp4": 16, "mxfp4": 32}
 _MAX_GROUPS = 256
 _BECAUSE = (
-    "its scales and integers are another tool's: of this layout only what Treadle derived itself is served"
+    "their scales and integers are another tool's: of this layout only what Treadle derived itself is served"
 )
 
 

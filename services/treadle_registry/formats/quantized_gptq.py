@@ -47,11 +47,11 @@ def read_gptq(config: QuantizationConfig, tensors: Tensors) -> QuantizedLayout:
         activation_order=act_order,
         ignored=config.names("modules_to_not_convert"),
     )
-    layout.because = "its integers are packed along the inputs, with zero points for each group" + (
+    layout.because = "their integers are packed along the inputs, with zero points for each group" + (
         " and a group for each input (g_idx)" if act_order else ""
     )
     if form.startswith("marlin"):
-        layout.because = "its integers lie in the order of the Marlin kernels for CUDA"
+        layout.because = "their integers lie in the order of the Marlin kernels for CUDA"
         _read_marlin(layout, tensors)
         return layout
     # GPTQModel may give layers bits of their own; then each need only agree with itself.

@@ -31,7 +31,7 @@ def read_bitsandbytes(config: QuantizationConfig, tensors: Tensors) -> Quantized
         strategy="group" if four else "channel",
         activation_bits=0 if four else 8,
         ignored=config.names("llm_int8_skip_modules", "modules_to_not_convert"),
-        because="its codes are read by the library bitsandbytes alone"
+        because="their codes are read by the library bitsandbytes alone"
         + (", and their scales are quantised once more" if nested else ""),
     )
     state = f"quant_state.bitsandbytes__{form}"
@@ -111,7 +111,7 @@ def read_mxfp4(config: QuantizationConfig, tensors: Tensors) -> QuantizedLayout:
         group_size=32,
         strategy="group",
         ignored=config.names("modules_to_not_convert"),
-        because="its blocks are those of a mixture of experts, which is not served",
+        because="their blocks are those of a mixture of experts, which is not served",
     )
     for name in [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]:
         blocks, scales = tensors[f"{name}_blocks"], tensors.get(f"{name}_scales")
@@ -146,10 +146,10 @@ def read_by_name(config: QuantizationConfig, tensors: Tensors, method: str) -> Q
         group_size=max(group or 0, 0),
         strategy="group" if (group or 0) > 0 else "",
         ignored=config.names("modules_to_not_convert", "skip_modules", "ignore"),
-        because="its layout is not known here",
+        because="their layout is not known here",
     )
     if method == "eetq":
-        layout.because = "its integers lie in the order of the EETQ kernels for CUDA"
+        layout.because = "their integers lie in the order of the EETQ kernels for CUDA"
         for name in modules_with(tensors, "weight_scales"):
             weight, _ = layout.take(tensors, name, "weight", "weight_scales")
             if weight is not None and weight.dtype == "I8" and len(weight.shape) == 2:
@@ -157,7 +157,7 @@ def read_by_name(config: QuantizationConfig, tensors: Tensors, method: str) -> Q
             else:
                 layout.problems.append(f"{name}.weight is no matrix of 8-bit integers")
     if method == "hqq":
-        layout.because = "its scales and zero points are optimised tensors beside each weight (W_q)"
+        layout.because = "their scales and zero points are optimised tensors beside each weight (W_q)"
         for name in modules_with(tensors, "W_q"):
             (packed,) = layout.take(tensors, name, "W_q")
             layout.parts |= {

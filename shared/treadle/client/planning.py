@@ -123,7 +123,7 @@ class PlanningMethods(RegistryConnection):
         gradient_checkpointing: bool = False,
         lora_rank: int = 0,
     ) -> MemoryEstimate:
-        """Bytes that a model takes; a context of 0 is the model's, a batch of 0 one, a rank of 0 no adapter."""
+        """Bytes that a model takes; 0 for the context is the model's, for the batch one, for the rank no."""
         request = planning_pb2.EstimateMemoryRequest(
             model=model,
             configuration=_configuration(precision),
