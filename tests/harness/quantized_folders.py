@@ -214,3 +214,45 @@ def fp8(*, blocks: bool = True) -> Tensors:
         else:
             tensors[f"{name}.weight_scale"] = ("F32", ())
     return tensors
+
+
+def treadles_own(quantization: str) -> tuple[Tensors, dict[str, Any]]:
+    """What `treadle models quantize` makes: int4 has a minimum for each group in a zero point's place."""
+    tensors = kept(dtype="BF16")
+    del tensors["lm_head.weight"]
+    eight = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "dynamic": False}
+    four = eight | {"num_bits": 4, "group_size": 32}
+    groups: dict[str, Any] = {}
+    head = (CONFIG["vocab_size"], CONFIG["hidden_size"])
+    for name, (outputs, inputs) in linear_layers().items():
+        if quantization == "int4":
+            tensors |= {
+                f"{name}.weight_packed": ("I32", (outputs, inputs // 8)),
+                f"{name}.weight_scale": ("BF16", (outputs, inputs // 32)),
+                f"{name}.weight_min": ("BF16", (outputs, inputs // 32)),
+                f"{name}.weight_shape": ("I64", (2,)),
+            }
+        else:
+            tensors |= {
+                f"{name}.weight_packed": ("U8", (outputs, inputs // 2)),
+                f"{name}.weight_scale": ("U8", (outputs, inputs // 32)),
+            }
+    if quantization == "int4":
+        groups["group_0"] = {"targets": ["re:.*q_proj$"], "format": "pack-quantized"}
+        groups["group_0"]["weights"] = four | {"symmetric": False}
+        groups["group_1"] = {"targets": ["re:.*lm_head$"], "format": "int-quantized"}
+        groups["group_1"]["weights"] = eight | {"group_size": 64}
+        tensors |= {"lm_head.weight": ("I8", head), "lm_head.weight_scale": ("F32", (head[0], head[1] // 64))}
+    else:
+        groups["group_0"] = {"targets": ["re:.*q_proj$"], "format": "mxfp4-pack-quantized"}
+        groups["group_0"]["weights"] = four | {"type": "float"}
+        tensors |= {"lm_head.weight": ("BF16", head)}
+    form = "mixed-precision" if quantization == "int4" else "mxfp4-pack-quantized"
+    return tensors, {
+        "quant_method": "compressed-tensors",
+        "version": "treadle-1",
+        "format": form,
+        "quantization_status": "compressed",
+        "ignore": [] if quantization == "int4" else ["lm_head"],
+        "config_groups": groups,
+    }

@@ -26,6 +26,7 @@ DEFAULT_DTYPE = "bfloat16"
 _MOST_TOKENS = 1 << 24
 _MOST_BATCH = 1 << 16
 _MOST_RANK = 1 << 14
+_MOST_BYTES = 1 << 60
 _ADAPTER_BYTES = 4
 """Adapters are float32 whatever the model is, as PEFT has them."""
 
@@ -92,7 +93,7 @@ def estimate_serving(
     cache_dtype = cache_dtype or dtype
     if cache_dtype not in CACHE_DTYPES:
         raise _unknown("configuration.cache_dtype", cache_dtype, CACHE_DTYPES)
-    return MemoryEstimate(
+    return _bounded(
         weight_bytes=weight_bytes(config, dtype, quantization),
         cache_bytes=cache_bytes(config, context, batch, cache_dtype),
         activation_bytes=step_bytes(config, context, batch),
@@ -130,7 +131,7 @@ def estimate_training(
     weights = _blocks_quantized(tree, dtype, quantization) if quantization else tree.num_parameters * width
     trained = lora_parameters(tree, lora_rank) if lora_rank else tree.num_parameters
     trained_width = _ADAPTER_BYTES if lora_rank else width
-    return MemoryEstimate(
+    return _bounded(
         weight_bytes=weights + (trained * _ADAPTER_BYTES if lora_rank else 0),
         cache_bytes=0,
         activation_bytes=saved_bytes(config, context * batch, width, checkpointing=gradient_checkpointing),
@@ -160,6 +161,16 @@ def _checked(
     if not 0 < batch <= _MOST_BATCH:
         raise invalid_field("batch_size", f"must be 1 to {_MOST_BATCH} sequences; got {batch}")
     return dtype, context, batch
+
+
+def _bounded(**figures: int) -> MemoryEstimate:
+    """Raises InvalidArgument for what no machine has, and no message holds."""
+    estimate = MemoryEstimate(**figures)
+    if estimate.total_bytes > _MOST_BYTES:
+        raise invalid_field(
+            "batch_size", f"takes more than {_MOST_BYTES} bytes; give fewer or shorter sequences"
+        )
+    return estimate
 
 
 def _blocks_quantized(tree: ModuleTree, dtype: str, quantization: str) -> int:

@@ -22,6 +22,7 @@ from quantized_folders import (
     gptq,
     kept,
     linear_layers,
+    treadles_own,
     write_checkpoint,
 )
 
@@ -417,6 +418,24 @@ def test_experts_in_mxfp4(tmp_path: Path):
     assert found.facts.model_type == "gpt_oss"
     assert found.facts.context_length == 4096
     assert found.refusal is not None
+
+
+@pytest.mark.parametrize(("quantization", "bits"), [("int4", 4), ("mxfp4", 4)])
+def test_what_treadle_made_is_described(tmp_path: Path, quantization: str, bits: int):
+    tensors, config = treadles_own(quantization)
+    folder = write_checkpoint(tmp_path / "model", tensors, CONFIG | {"quantization_config": config})
+    found = inspect_source(LocalSource("folder", str(folder))).quantization
+    assert found is not None
+    assert (found.method, found.bits, found.group_size, found.problems) == (
+        "compressed-tensors",
+        bits,
+        32,
+        (),
+    )
+    head = CONFIG["vocab_size"] * CONFIG["hidden_size"]
+    assert found.quantized_parameters == QUANTIZED + (head if quantization == "int4" else 0)
+    assert found.quantized_parameters + found.unquantized_parameters == QUANTIZED + KEPT
+    print(found.summary)
 
 
 def test_nothing_that_a_stranger_writes_is_a_crash(tmp_path: Path, rng: random.Random):
