@@ -15,7 +15,9 @@ from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
 from treadle_registry.eviction import Eviction
+from treadle_registry.operations.inspections import Inspections
 from treadle_registry.operations.operations import Operations
+from treadle_registry.planning import Planner
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
@@ -47,7 +49,9 @@ async def serving(
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, operations, eviction),  # type: ignore[abstract]
+            RegistryServicer(  # type: ignore[abstract]
+                registry, operations, eviction, Inspections(registry), Planner(registry)
+            ),
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from treadle.models.profile import ServingProfile
+from treadle.models.serving_memory import DEFAULT_BATCHED_TOKENS, DEFAULT_BLOCK_SIZE
 from treadle.security import TransportConfig
 
 
@@ -25,7 +26,7 @@ class EngineConfig(BaseSettings):
     same groups. Empty: dtype."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """What computes on a CPU: the package treadle-kernels, or torch. "auto": the package if it is there."""
-    block_size: int = Field(default=32, ge=16, le=256, multiple_of=16)
+    block_size: int = Field(default=DEFAULT_BLOCK_SIZE, ge=16, le=256, multiple_of=16)
     """Tokens a KV block. Sums over fewer than 16 keys are rounded by where they stand."""
     num_blocks: int | None = Field(default=None, ge=2)
     """KV blocks; unset: what the bytes below hold."""
@@ -43,7 +44,7 @@ class EngineConfig(BaseSettings):
     """On CUDA: no graphs of small steps. They cost time to load, and memory."""
     max_num_seqs: int = Field(default=64, ge=1, le=1024)
     """Requests that run at once."""
-    max_num_batched_tokens: int = Field(default=256, ge=16, le=65536)
+    max_num_batched_tokens: int = Field(default=DEFAULT_BATCHED_TOKENS, ge=16, le=65536)
     """Token budget of a step: prefill chunks and decodes together."""
     max_inter_token_ms: float = Field(default=200.0, ge=0)
     """What a step may take where somebody waits for the next token: prompts get what is left of it, by what

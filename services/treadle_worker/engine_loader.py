@@ -23,6 +23,7 @@ from treadle_worker.model_runner import ModelRunner
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
 from treadle_worker.speculation import Speculation
+from treadle_worker.weight_room import check_room
 
 WARM_ROWS = 1024
 """Of a step; larger ones meet their sizes as they come."""
@@ -34,15 +35,15 @@ def load_engine(start: EngineStart) -> Engine:
     """Reads the model and sets aside its cache.
 
     Raises OSError and ValueError for a folder that is no model of ours, and MemoryError, with the figures,
-    where the cache would hold no block or does not fit.
+    where the weights do not fit, or the cache would hold no block or does not fit.
     """
     if start.num_threads is not None:
         torch.set_num_threads(start.num_threads)
     device, dtype = choose_device(start.device), getattr(torch, start.dtype)
     use(device)
-    model = load_model(
-        Path(start.model_folder), dtype, device, quantization=start.quantization, kernels=start.kernels
-    )
+    folder, kernels, quantization = Path(start.model_folder), start.kernels, start.quantization
+    check_room(folder, start.dtype, device, quantization=quantization, kernels=kernels)
+    model = load_model(folder, dtype, device, quantization=quantization, kernels=kernels)
     with torch.inference_mode():
         warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))
     cache_dtype = dtype if start.cache_dtype == "auto" else getattr(torch, start.cache_dtype)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from treadle.models.config import ModelConfig
+from treadle.models.serving_memory import cache_block_bytes
 from treadle.nn.attention import Attention
 from treadle.nn.execution import Kernels, uses_native
 from treadle_worker.batch import ScheduledChunk
@@ -69,10 +70,7 @@ class CachePlan:
     @property
     def bytes_per_block(self) -> int:
         """Over all layers, keys and values together, scales included."""
-        config = self.config
-        scale = 4 if self.dtype is torch.int8 else 0
-        head = config.head_dim * self.dtype.itemsize + scale
-        return 2 * config.num_hidden_layers * config.num_key_value_heads * self.block_size * head
+        return cache_block_bytes(self.config, self.block_size, str(self.dtype).removeprefix("torch."))
 
     def build(self, num_blocks: int) -> KVCache:
         """The cache; raises MemoryError where there is no memory for it."""

@@ -6,17 +6,17 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.config import MAX_CONFIG_BYTES, ModelConfig, parse_config
 from treadle.models.llama import expected_tensors
 from treadle.text.chat_template import MAX_TEMPLATE_BYTES
 from treadle_registry.formats.safetensors_file import TensorDigests
 from treadle_registry.names import check_file_name
 from treadle_registry.store.digests import Digests, compute_digest, presentation_digest, tokenizer_digest
-from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
+from treadle_registry.store.manifest import DtypeShare, GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.store.staging import Staging
 
 WEIGHTS = "canonical/model.safetensors"
@@ -36,6 +36,8 @@ class TextParts:
     chat_templates: Mapping[str, str]
     generation: Mapping[str, Any]
     license: str = ""
+    dtypes: tuple[DtypeShare, ...] = ()
+    """What the weights are stored as."""
 
 
 def json_bytes(value: object) -> bytes:
@@ -45,8 +47,18 @@ def json_bytes(value: object) -> bytes:
 
 def facts_of(parts: TextParts) -> ModelFacts:
     """The facts; raises what `parse_config` raises."""
-    config = parse_config(dict(parts.config))
-    classes = parts.config.get("architectures")
+    facts = facts_of_config(parts.config, parse_config(dict(parts.config)))
+    return replace(
+        facts,
+        license=parts.license,
+        has_chat_template=_DEFAULT in parts.chat_templates,
+        dtypes=parts.dtypes,
+    )
+
+
+def facts_of_config(raw: Mapping[str, Any], config: ModelConfig) -> ModelFacts:
+    """What config.json alone tells of a model of a supported type."""
+    classes = raw.get("architectures")
     return ModelFacts(
         model_type=config.model_type,
         architecture=str(classes[0])[:100] if isinstance(classes, list) and classes else "",
@@ -55,8 +67,6 @@ def facts_of(parts: TextParts) -> ModelFacts:
         context_length=config.max_position_embeddings,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
-        license=parts.license,
-        has_chat_template=_DEFAULT in parts.chat_templates,
     )
 
 

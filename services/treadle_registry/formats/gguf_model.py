@@ -63,4 +63,5 @@ class GgufModel:
                 chat_templates=tokenizer.chat_templates,
                 generation=generation_config_from_gguf(file, config),
                 license=license_name[:100] if isinstance(license_name, str) else "",
+                dtypes=file.dtype_shares(),
             )

@@ -10,13 +10,15 @@ import contextlib
 import math
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from treadle.errors import InvalidArgument
+from treadle.models.element_sizes import GGUF_BLOCKS
+from treadle_registry.store.manifest import DtypeShare, shares_of
 
 MAGIC = b"GGUF"
 
@@ -49,22 +51,48 @@ _MAX_SAID = 300
 _SMALLEST_ENTRY = 8 + 4 + 1
 """A metadata pair or tensor has at least a name's length, a type and a byte."""
 
-BLOCKS: dict[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4),
-    1: ("F16", 1, 2),
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    30: ("BF16", 1, 2),
+_FORMATS: dict[int, str] = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    6: "Q5_0",
+    7: "Q5_1",
+    8: "Q8_0",
+    10: "Q2_K",
+    11: "Q3_K",
+    12: "Q4_K",
+    13: "Q5_K",
+    14: "Q6_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    30: "BF16",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+    41: "Q1_0",
 }
-"""ggml's number of a format: its name, elements a block, bytes a block."""
+"""ggml's number of a format: its name."""
+_CONVERTED = (0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30)
+
+BLOCKS: dict[int, tuple[str, int, int]] = {
+    number: (_FORMATS[number], *GGUF_BLOCKS[_FORMATS[number]]) for number in _CONVERTED
+}
+"""ggml's number of a format that is converted: its name, elements a block, bytes a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +105,35 @@ class GgufTensor:
     offset: int
     size: int
 
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
 
 class GgufFile:
     """An open GGUF file. `metadata` has plain Python values, arrays as lists."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens and checks; raises InvalidArgument: CORRUPT_GGUF, UNSUPPORTED_QUANTIZATION."""
+    def __init__(self, path: Path, *, only_converted: bool = True) -> None:
+        """Opens and checks; raises InvalidArgument: CORRUPT_GGUF, UNSUPPORTED_QUANTIZATION.
+
+        `only_converted`: tensors in formats that are not converted are refused; else every known one is read.
+        """
         self.path = path
         with path.open("rb") as file:
             if path.stat().st_size < 24:
                 raise corrupt(path, "it has fewer than 24 bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            header = _Header(self._map, path.name)
+            header = _Header(self._map, path.name, _CONVERTED if only_converted else tuple(_FORMATS))
             self.metadata, self.tensors = header.metadata, header.tensors
         except BaseException:
             self._map.close()
             raise
+
+    def dtype_shares(self) -> tuple[DtypeShare, ...]:
+        """Which formats the tensors have, the most parameters first."""
+        return shares_of((tensor.format, tensor.elements, tensor.size) for tensor in self.tensors.values())
 
     def data(self, tensor: GgufTensor) -> memoryview:
         """The tensor's bytes; release it before the file is closed."""
@@ -122,8 +162,9 @@ def corrupt(path: Path | str, what: str) -> InvalidArgument:
 class _Header:
     """A cursor over the header."""
 
-    def __init__(self, data: mmap.mmap, name: str) -> None:
+    def __init__(self, data: mmap.mmap, name: str, formats: Collection[int]) -> None:
         self._data, self._name, self._at, self._end = data, name, 0, len(data)
+        self._formats = formats
         self._elements = 0
         if self._take(4) != MAGIC:
             raise corrupt(name, "it does not begin with GGUF")
@@ -236,13 +277,15 @@ class _Header:
         fastest_first = [int(self._number("Q")) for _ in range(dimensions)]
         kind: int = self._number("I")
         offset: int = self._number("Q")
-        if kind not in BLOCKS:
+        if kind not in self._formats:
+            what = f"{_FORMATS[kind]} (ggml's format {kind})" if kind in _FORMATS else f"ggml's format {kind}"
             raise InvalidArgument(
-                f"{self._name}: the tensor {name!r} has ggml's format {kind}; these are converted: "
+                f"{self._name}: the tensor {name!r} is in {what}; these are converted: "
                 + ", ".join(form for form, _, _ in BLOCKS.values()),
                 reason="UNSUPPORTED_QUANTIZATION",
             )
-        form, per_block, block_bytes = BLOCKS[kind]
+        form = _FORMATS[kind]
+        per_block, block_bytes = GGUF_BLOCKS[form]
         elements = math.prod(fastest_first)
         # Python's integers do not wrap, so that a product past 64 bits is simply larger than the file.
         if elements == 0 or fastest_first[0] % per_block:

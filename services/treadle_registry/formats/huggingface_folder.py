@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.config import MAX_CONFIG_BYTES, parse_config
-from treadle.models.llama import expected_tensors, tied_tensors
+from treadle.models.llama import EMBEDDING, HEAD, expected_tensors, tied_tensors
 from treadle.text.tokenizer import backend_from_bytes
 from treadle_registry.formats.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
+from treadle_registry.formats.quantized_checkpoint import (
+    QUANTIZATION_FILES,
+    QuantizedCheckpoint,
+    describe,
+    find_quantization,
+    refusal,
+    without_quantization,
+)
 from treadle_registry.formats.safetensors_file import (
     StoredTensor,
     TensorDigests,
+    dtype_shares,
     hash_tensors,
     read_header,
     write_bfloat16,
@@ -53,16 +64,10 @@ class HuggingFaceFolder:
 
     def __init__(self, folder: Path) -> None:
         """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
-        self._weights = _weight_files(folder)
-        kept = {
-            path.name
-            for path in folder.iterdir()
-            if is_file_name(path.name)
-            and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
-        }
+        self._weights = weight_files(folder)
         self.files = {
             name: file_inside(folder, name)
-            for name in sorted({"config.json", "tokenizer.json", *kept, *self._weights})
+            for name in sorted({"config.json", "tokenizer.json", *kept_names(folder), *self._weights})
         }
         """What is kept as it came: name in `source/` and where it lies."""
         if len(self.files) > _MAX_FILES:
@@ -109,21 +114,21 @@ class HuggingFaceFolder:
                     "entry where the model is of a supported type without it",
                     reason="REMOTE_CODE",
                 )
-        if config.get("quantization_config"):
-            raise FailedPrecondition(
-                "config.json says that the weights are quantised; import the unquantised model",
-                reason="UNSUPPORTED_QUANTIZATION",
-            )
         places: dict[str, tuple[Path, StoredTensor]] = {}
         for file in self._weights:
             tensors = read_header(files[file])
             if twice := places.keys() & tensors.keys():
                 raise InvalidArgument(
-                    f"{min(twice)} is in {file} and in another file too", reason="CORRUPT_WEIGHTS"
+                    f"{min(twice)[:100]} is in {file} and in another file too; take the model's own "
+                    "files, and no older ones beside them",
+                    reason="CORRUPT_WEIGHTS",
                 )
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
+        stored = {name: tensor for name, (_, tensor) in places.items()}
+        if quantized := quantization_of(config, files, stored):
+            raise refusal(quantized)
         _check_tensors(config, places)
-        return _text_parts(files, config), places
+        return replace(_text_parts(files, config), dtypes=dtype_shares(stored)), places
 
 
 def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
@@ -150,7 +155,38 @@ def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
     return value
 
 
-def _weight_files(folder: Path) -> tuple[str, ...]:
+def quantization_of(
+    config: Mapping[str, Any], files: Mapping[str, Path], tensors: Mapping[str, StoredTensor]
+) -> QuantizedCheckpoint | None:
+    """How somebody quantised the weights; None where nobody says that they are.
+
+    Raises InvalidArgument (CORRUPT_CONFIG).
+    """
+    beside = {name: read_json(files[name]) for name in QUANTIZATION_FILES if name in files}
+    found = find_quantization(config, beside)
+    is_beside = found is not None and found.where in beside
+    # Such a file may have been left behind.
+    if found is None or (is_beside and all(tensor.dtype in _FLOATS for tensor in tensors.values())):
+        return None
+    expected = None
+    with contextlib.suppress(TreadleError):
+        expected = expected_tensors(parse_config(without_quantization(config)))
+        # A quantised head is a tensor of its own also where it is tied.
+        expected = {HEAD: expected[EMBEDDING]} | expected
+    return describe(found, tensors, expected)
+
+
+def kept_names(folder: Path) -> set[str]:
+    """What is kept of a folder beside its weights: texts and licences."""
+    return {
+        path.name
+        for path in folder.iterdir()
+        if is_file_name(path.name)
+        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
+    }
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
     """The safetensors files, and the index where there is one, of a folder."""
     if (folder / _INDEX).exists():
         shards = read_json(file_inside(folder, _INDEX), _MAX_INDEX).get("weight_map")
@@ -184,10 +220,13 @@ def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, S
     expected = expected_tensors(parsed)
     for name, shape in expected.items():
         if name not in places:
-            raise InvalidArgument(f"the weights lack the tensor {name}", reason="CORRUPT_WEIGHTS")
+            raise InvalidArgument(
+                f"the weights lack the tensor {name}; take all of the model's files", reason="CORRUPT_WEIGHTS"
+            )
         if places[name][1].shape != shape:
             raise InvalidArgument(
-                f"{name} has the shape {places[name][1].shape}; config.json means {shape}",
+                f"{name} has the shape {places[name][1].shape}; config.json means {shape}; "
+                "take both from one model",
                 reason="CORRUPT_WEIGHTS",
             )
     unknown = [
@@ -235,7 +274,7 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         tokenizer_config=tokenizer_config,
         chat_templates=templates,
         generation=generation,
-        license=_license(files),
+        license=license_of(files),
     )
 
 
@@ -263,7 +302,15 @@ def _chat_templates(files: Mapping[str, Path], embedded: object) -> dict[str, st
     return templates
 
 
-def _license(files: Mapping[str, Path]) -> str:
+def has_chat_template(files: Mapping[str, Path]) -> bool:
+    """Whether there is one that a chat gets by default; False also where it cannot be read."""
+    with contextlib.suppress(TreadleError):
+        embedded = _optional(files, "tokenizer_config.json").get("chat_template")
+        return "default" in _chat_templates(files, embedded)
+    return False
+
+
+def license_of(files: Mapping[str, Path]) -> str:
     """The licence that the model card's front matter names."""
     if "README.md" not in files:
         return ""

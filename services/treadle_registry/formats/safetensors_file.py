@@ -12,33 +12,39 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from treadle.errors import InvalidArgument
+from treadle_registry.formats.safetensors_header import MAX_HEADER, header_entries
+from treadle_registry.store.manifest import DtypeShare, shares_of
 
-_MAX_HEADER = 8 << 20
-"""A hundred bytes for each of eighty thousand tensors; the models that are read have an eighth of that."""
 _MAX_DIMENSIONS = 8
 _MAX_NUMBER = 1 << 63
 """No file is as long. Numbers without a bound would take minutes to multiply."""
 _MAX_SAID = 300
 """Of what is wrong, which may quote the file: the way out comes after it."""
-_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
+_BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+    "C64": 64,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
 }
 
 
@@ -51,6 +57,16 @@ class StoredTensor:
     offset: int
     size: int
 
+    @property
+    def elements(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def dtype_shares(tensors: Mapping[str, StoredTensor]) -> tuple[DtypeShare, ...]:
+    """Which types the tensors have, the most parameters first."""
+    return shares_of((tensor.dtype, tensor.elements, tensor.size) for tensor in tensors.values())
+
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file; raises InvalidArgument (CORRUPT_WEIGHTS) that names it."""
@@ -59,27 +75,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         length = int.from_bytes(file.read(8), "little")
         if total < 8 or length > total - 8:
             raise _corrupt(path, f"its header claims {length} bytes and the file has {total}")
-        if length > _MAX_HEADER:
-            raise _corrupt(path, f"its header claims {length} bytes; at most {_MAX_HEADER} are read")
+        if length > MAX_HEADER:
+            raise _corrupt(path, f"its header claims {length} bytes; at most {MAX_HEADER} are read")
         text = file.read(length)
-    try:
-        raw = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, f"its header is not JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise _corrupt(path, "its header is not an object")
-    raw.pop("__metadata__", None)
     start = 8 + length
-    tensors = {name: _entry(path, name, entry, start) for name, entry in raw.items()}
+    tensors: dict[str, StoredTensor] = {}
+    try:
+        for name, entry in header_entries(text.decode()):
+            if name in tensors:
+                raise _corrupt(path, f"the tensor {name[:100]!r} is there twice")
+            tensors[name] = _entry(path, name, entry, start)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"its header cannot be read: {error}") from error
     _check_cover(path, tensors, start, total)
     return tensors
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
-    return found
 
 
 def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
@@ -97,9 +106,9 @@ def _entry(path: Path, name: str, entry: object, start: int) -> StoredTensor:
             f"its entry for {name[:100]!r} is not a dtype, a shape of at most {_MAX_DIMENSIONS} dimensions "
             "and two offsets",
         ) from None
-    if dtype not in _BYTES:
+    if dtype not in _BITS:
         raise _corrupt(path, f"the tensor {name[:100]!r} has the unknown dtype {dtype!r}")
-    if math.prod(shape) * _BYTES[dtype] != end - begin:
+    if math.prod(shape) * _BITS[dtype] != 8 * (end - begin):
         raise _corrupt(path, f"the tensor {name[:100]!r} of shape {shape} in {dtype} has {end - begin} bytes")
     return StoredTensor(dtype, tuple(shape), start + begin, end - begin)
 

@@ -10,8 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from treadle.errors import BY_CODE, FieldViolation, Internal, TreadleError
+from treadle.errors import TreadleError
+from treadle_registry.formats.inspection import Inspection
 from treadle_registry.names import check_digest
+from treadle_registry.operations.error_json import error_from_json, error_to_json
+from treadle_registry.operations.inspection_json import inspection_from_json, inspection_to_json
 from treadle_registry.operations.progress import Progress, Stage
 from treadle_registry.sources.source import Source, source_from_json, source_to_json
 from treadle_registry.store.manifest import Manifest
@@ -70,9 +73,38 @@ class VerifyJob:
         return cls(**raw)
 
 
-Job = ImportJob | VerifyJob
+@dataclass(frozen=True, slots=True)
+class InspectJob:
+    """Say what a source's model is; no operation, and nothing is kept."""
 
-_JOBS: dict[str, type[ImportJob] | type[VerifyJob]] = {job.kind: job for job in (ImportJob, VerifyJob)}
+    source: Source
+
+    kind: ClassVar = "inspect"
+
+    @property
+    def field(self) -> str:
+        """The request's field that is at fault when the job says that its request is."""
+        return self.source.field
+
+    def check(self) -> None:
+        """Raises InvalidArgument that names the field."""
+        self.source.check()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {"source": source_to_json(self.source)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> InspectJob:
+        """What `to_json` wrote."""
+        return cls(source_from_json(raw["source"]))
+
+
+Job = ImportJob | VerifyJob | InspectJob
+
+_JOBS: dict[str, type[ImportJob] | type[VerifyJob] | type[InspectJob]] = {
+    job.kind: job for job in (ImportJob, VerifyJob, InspectJob)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +124,8 @@ class Verified:
     damaged_files: tuple[DamagedFile, ...] = ()
 
 
-Outcome = Imported | Verified
+Outcome = Imported | Verified | Inspection
 Event = Progress | Outcome | TreadleError
-
-_MAX_MESSAGE = 2000
-"""An error may quote what a stranger's file says, and goes into a line and a row."""
 
 
 def job_to_json(job: Job) -> dict[str, Any]:
@@ -129,19 +158,9 @@ def event_to_json(event: Event) -> dict[str, Any]:
         return {"manifest": event.manifest.to_json(), "already_present": event.already_present}
     if isinstance(event, Verified):
         return {"verified": asdict(event)}
-    return {
-        "error": {
-            "code": event.code,
-            "message": event.message[:_MAX_MESSAGE],
-            "reason": event.reason,
-            "fields": [
-                {"field": violation.field, "description": violation.description[:_MAX_MESSAGE]}
-                for violation in event.fields
-            ],
-            "metadata": event.metadata,
-            "retry_after_s": event.retry_after_s,
-        }
-    }
+    if isinstance(event, Inspection):
+        return {"inspection": inspection_to_json(event)}
+    return {"error": error_to_json(event)}
 
 
 def event_from_json(raw: dict[str, Any]) -> Event:
@@ -153,11 +172,6 @@ def event_from_json(raw: dict[str, Any]) -> Event:
     if verified := raw.get("verified"):
         damaged = tuple(DamagedFile(**file) for file in verified["damaged_files"])
         return Verified(**verified | {"damaged_files": damaged})
-    error = raw["error"]
-    return BY_CODE.get(error["code"], Internal)(
-        error["message"],
-        reason=error["reason"],
-        fields=[FieldViolation(**violation) for violation in error["fields"]],
-        metadata=error["metadata"],
-        retry_after_s=error.get("retry_after_s"),
-    )
+    if inspection := raw.get("inspection"):
+        return inspection_from_json(inspection)
+    return error_from_json(raw["error"])

@@ -13,14 +13,17 @@ import resource
 import sys
 import threading
 import time
+from dataclasses import replace
 
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
+from treadle_registry.formats.inspection import Inspection
 from treadle_registry.operations.importing import check_source, import_source
 from treadle_registry.operations.job import (
     Event,
     Imported,
     ImportJob,
+    InspectJob,
     Job,
     Outcome,
     Verified,
@@ -29,6 +32,7 @@ from treadle_registry.operations.job import (
     event_to_json,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage
+from treadle_registry.sources.inspecting import inspect_source
 from treadle_registry.store.store import Store
 from treadle_registry.store.verification import verify_artifacts
 
@@ -73,9 +77,16 @@ def _verify(store: Store, job: VerifyJob, report: Report) -> Verified:
     return Verified(size, len(digests), tuple(damaged))
 
 
+def _inspect(job: InspectJob) -> Inspection:
+    found = inspect_source(job.source)
+    return replace(found, refusal=_naming_field(found.refusal, job) if found.refusal else None)
+
+
 def run_job(store: Store, job: Job, report: Report) -> Outcome:
     """Does the job in this process; raises TreadleError."""
-    return _import(store, job, report) if isinstance(job, ImportJob) else _verify(store, job, report)
+    if isinstance(job, ImportJob):
+        return _import(store, job, report)
+    return _inspect(job) if isinstance(job, InspectJob) else _verify(store, job, report)
 
 
 def _naming_field(error: TreadleError, job: Job) -> TreadleError:

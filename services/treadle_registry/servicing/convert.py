@@ -28,7 +28,7 @@ def artifact_to_proto(manifest: Manifest, location: str) -> artifact_pb2.Artifac
         compute_digest=digests.compute if digests else "",
         tokenizer_digest=digests.tokenizer if digests else "",
         presentation_digest=digests.presentation if digests else "",
-        facts=_facts(manifest.facts),
+        facts=facts_to_proto(manifest.facts),
         generation_defaults=_defaults(manifest.defaults),
         files=_files(manifest.files),
         source_files=_files(manifest.source_files),
@@ -46,7 +46,8 @@ def published_to_proto(published: Published) -> artifact_pb2.Artifact:
     return artifact_to_proto(published.manifest, str(published.canonical_folder))
 
 
-def _facts(facts: ModelFacts) -> artifact_pb2.ModelFacts:
+def facts_to_proto(facts: ModelFacts) -> artifact_pb2.ModelFacts:
+    """What people ask of a model first."""
     return artifact_pb2.ModelFacts(
         model_type=facts.model_type,
         architecture=facts.architecture,
@@ -57,6 +58,11 @@ def _facts(facts: ModelFacts) -> artifact_pb2.ModelFacts:
         num_layers=facts.num_layers,
         license=facts.license,
         has_chat_template=facts.has_chat_template,
+        dtypes=[
+            artifact_pb2.DtypeShare(dtype=share.dtype, parameters=share.parameters, bytes=share.bytes)
+            for share in facts.dtypes
+        ],
+        quantization=facts.quantization,
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from google.longrunning import operations_proto_pb2
 from google.protobuf.message import Message
 
-from treadle.api.registry.v1 import registry_pb2, source_pb2
+from treadle.api.registry.v1 import inspection_pb2, registry_pb2, source_pb2
 from treadle.errors import TreadleError, invalid_field
 from treadle.rpc import to_status
-from treadle_registry.operations.job import Imported, ImportJob, Outcome, VerifyJob
+from treadle_registry.operations.job import Imported, ImportJob, Outcome, Verified, VerifyJob
 from treadle_registry.operations.operations import Operation, OperationRequest
 from treadle_registry.operations.progress import Stage
 from treadle_registry.servicing.convert import artifact_to_proto, timestamp_to_proto
@@ -26,10 +26,13 @@ _IMPORT_STAGES = {
 
 def import_from_proto(request: registry_pb2.ImportModelRequest) -> OperationRequest:
     """What is to be imported; raises InvalidArgument where no source is given."""
-    return OperationRequest(ImportJob(_source(request), request.validate_only), request.alias)
+    return OperationRequest(ImportJob(source_from_proto(request), request.validate_only), request.alias)
 
 
-def _source(request: registry_pb2.ImportModelRequest) -> Source:
+def source_from_proto(
+    request: registry_pb2.ImportModelRequest | inspection_pb2.InspectModelRequest,
+) -> Source:
+    """The source; raises InvalidArgument where none is given."""
     match request.WhichOneof("source"):
         case "folder":
             return LocalSource("folder", request.folder)
@@ -96,6 +99,7 @@ def _response(operation: Operation, outcome: Outcome, store: Store) -> Message:
             alias=operation.request.alias,
             already_present=outcome.already_present,
         )
+    assert isinstance(outcome, Verified)
     return registry_pb2.VerifyArtifactResponse(
         verified_bytes=outcome.verified_bytes,
         verified_artifacts=outcome.verified_artifacts,

@@ -36,22 +36,27 @@ def open_source(source: Source) -> SourceModel:
     return model
 
 
-def _find(source: Source) -> SourceModel:
-    if not isinstance(source, LocalSource):
-        raise Unimplemented(f"models are not imported from a {source.kind} yet")
+def find_source(source: LocalSource) -> Path:
+    """The folder, or the GGUF file, that the source means; raises as `open_source` does."""
     if source.kind == "package":
-        return _open_package(source.value)
+        return _find_in_package(source.value)
     path = source_path(source.value, source.kind)
     if source.kind == "folder":
         if not path.is_dir():
             raise invalid_field("folder", f"{source.value} is not a folder; give a .gguf as gguf_file")
-        return HuggingFaceFolder(path)
-    if not path.is_file():
+    elif not path.is_file():
         raise invalid_field("gguf_file", f"{source.value} is not a file; give a folder as folder")
-    return GgufModel(path)
+    return path
 
 
-def _open_package(name: str) -> SourceModel:
+def _find(source: Source) -> SourceModel:
+    if not isinstance(source, LocalSource):
+        raise Unimplemented(f"models are not imported from a {source.kind} yet")
+    path = find_source(source)
+    return GgufModel(path) if path.is_file() else HuggingFaceFolder(path)
+
+
+def _find_in_package(name: str) -> Path:
     if not _PACKAGE.fullmatch(name):
         raise invalid_field("package", f"must be a package's name, as pip has it; got {name[:100]!r}")
     files = _package_files(name)
@@ -66,7 +71,7 @@ def _open_package(name: str) -> SourceModel:
             reason="NO_MODEL_IN_PACKAGE",
         )
     (model,) = candidates
-    return GgufModel(model) if model.suffix == ".gguf" else HuggingFaceFolder(model)
+    return model
 
 
 def _package_files(name: str) -> list[Path]:

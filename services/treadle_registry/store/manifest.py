@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,25 @@ CONVERTER = "treadle-registry/1"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
 _VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeShare:
+    """How much of a model's files is of one type, as safetensors or GGUF names it."""
+
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+def shares_of(tensors: Iterable[tuple[str, int, int]]) -> tuple[DtypeShare, ...]:
+    """Of tensors' types, elements and bytes; the most parameters first."""
+    found: dict[str, tuple[int, int]] = {}
+    for dtype, elements, size in tensors:
+        parameters, total = found.get(dtype, (0, 0))
+        found[dtype] = (parameters + elements, total + size)
+    shares = [DtypeShare(dtype, *counted) for dtype, counted in found.items()]
+    return tuple(sorted(shares, key=lambda share: (-share.parameters, share.dtype)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +49,16 @@ class ModelFacts:
     num_layers: int
     license: str = ""
     has_chat_template: bool = False
+    dtypes: tuple[DtypeShare, ...] = ()
+    """Of the files as they came; empty in manifests from before they were counted."""
+    quantization: str = ""
+    """How the stored weights are quantised: "", "int8", "int4" or "mxfp4"."""
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> ModelFacts:
+        """What `asdict` gave; raises TypeError for anything else."""
+        dtypes = tuple(DtypeShare(**share) for share in raw.get("dtypes", ()))
+        return cls(**raw | {"dtypes": dtypes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +115,7 @@ class Manifest:
             defaults = raw.pop("defaults")
             return cls(
                 digests=Digests(**digests) if digests else None,
-                facts=ModelFacts(**raw.pop("facts")),
+                facts=ModelFacts.from_json(raw.pop("facts")),
                 defaults=GenerationDefaults(**defaults | {"eos_token_ids": tuple(defaults["eos_token_ids"])}),
                 files=tuple(StoredFile(**file) for file in raw.pop("files")),
                 source_files=tuple(StoredFile(**file) for file in raw.pop("source_files")),

@@ -18,6 +18,7 @@ from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
 from treadle.cli.models_deployments import add_deployment_commands
 from treadle.cli.models_leases import add_lease_commands
+from treadle.cli.models_plan import add_planning
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
@@ -38,6 +39,7 @@ def build_app() -> typer.Typer:
     add_command(app, verify)
     add_deployment_commands(app)
     add_lease_commands(app)
+    add_planning(app)
     add_command(app, rm)
     return app
 

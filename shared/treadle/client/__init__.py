@@ -14,6 +14,14 @@ from treadle.client.deployment import (
     ServingConfiguration,
     TargetStatus,
 )
+from treadle.client.planning import (
+    CheckpointQuantization,
+    DevicePlan,
+    DtypeShare,
+    MemoryEstimate,
+    ModelInspection,
+    Precision,
+)
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
@@ -29,6 +37,7 @@ __all__ = [
     "ArtifactFile",
     "AsyncClient",
     "BatchItem",
+    "CheckpointQuantization",
     "Choice",
     "Chunk",
     "Client",
@@ -36,15 +45,20 @@ __all__ = [
     "DamagedFile",
     "Deployment",
     "DeploymentTarget",
+    "DevicePlan",
+    "DtypeShare",
     "Eviction",
     "Evictions",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",
     "Lease",
+    "MemoryEstimate",
     "Message",
     "ModelChange",
+    "ModelInspection",
     "ModelSource",
+    "Precision",
     "Promotion",
     "Prompt",
     "RegistryClient",

@@ -17,11 +17,12 @@ from treadle.client.artifact import (
 )
 from treadle.client.deployment_convert import alias_from_proto, time_from_proto
 from treadle.client.deployment_methods import DeploymentMethods
+from treadle.client.planning import PlanningMethods
 from treadle.client.registry_connection import LONG_S, pages
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods, DeploymentMethods):
+class RegistryClient(VerificationMethods, DeploymentMethods, PlanningMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(

@@ -7,12 +7,10 @@ loader what it reads.
 from __future__ import annotations
 
 from treadle.models.config import ModelConfig
+from treadle.models.module_tree import Module, ModuleTensor, ModuleTree
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
-
-NO_SPLIT_MODULE = "model.layers.{layer}"
-"""A unit that a device map never divides."""
 
 Shape = tuple[int, ...]
 
@@ -65,3 +63,67 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     if not config.tie_word_embeddings:
         tensors[HEAD] = (config.vocab_size, config.hidden_size)
     return tensors
+
+
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def module_tree(config: ModelConfig) -> ModuleTree:
+    """The modules as transformers has them, with its tables of rotary frequencies."""
+    name = _CLASSES[config.model_type]
+    table = (config.head_dim // 2,)
+    rotary = Module(
+        "model.rotary_emb",
+        f"{name}RotaryEmbedding",
+        buffers=tuple(
+            ModuleTensor(f"model.rotary_emb.{table_name}", table)
+            for table_name in ("inv_freq", "original_inv_freq")
+        ),
+    )
+    hidden, embedding_shape = (config.hidden_size,), (config.vocab_size, config.hidden_size)
+    layers = tuple(_layer(config, name, layer) for layer in range(config.num_hidden_layers))
+    model = Module(
+        "model",
+        f"{name}Model",
+        children=(
+            Module("model.embed_tokens", "Embedding", (ModuleTensor(EMBEDDING, embedding_shape),)),
+            Module("model.layers", "ModuleList", children=layers),
+            Module("model.norm", f"{name}RMSNorm", (ModuleTensor("model.norm.weight", hidden),)),
+            rotary,
+        ),
+    )
+    head = Module("lm_head", "Linear", (ModuleTensor(HEAD, embedding_shape),))
+    root = Module("", f"{name}ForCausalLM", children=(model, head))
+    return ModuleTree(root, frozenset({f"{name}DecoderLayer"}), tied_tensors(config))
+
+
+def _layer(config: ModelConfig, name: str, layer: int) -> Module:
+    prefix = f"model.layers.{layer}"
+    tensors = layer_tensors(config)
+
+    def leaf(path: str) -> Module:
+        last = path.rpartition(".")[2]
+        parameters = tuple(
+            ModuleTensor(
+                f"{prefix}.{path}.{kind}", tensors[f"{path}.{kind}"], last in _LINEAR and kind == "weight"
+            )
+            for kind in ("weight", "bias")
+            if f"{path}.{kind}" in tensors
+        )
+        return Module(f"{prefix}.{path}", "Linear" if last in _LINEAR else f"{name}RMSNorm", parameters)
+
+    norms = ("q_norm", "k_norm") if config.qk_norm else ()
+    attention = tuple(leaf(f"self_attn.{part}") for part in ("q_proj", "k_proj", "v_proj", "o_proj", *norms))
+    activation = Module(f"{prefix}.mlp.act_fn", "SiLUActivation")
+    mlp = (*(leaf(f"mlp.{part}") for part in ("gate_proj", "up_proj", "down_proj")), activation)
+    return Module(
+        prefix,
+        f"{name}DecoderLayer",
+        children=(
+            Module(f"{prefix}.self_attn", f"{name}Attention", children=attention),
+            Module(f"{prefix}.mlp", f"{name}MLP", children=mlp),
+            leaf("input_layernorm"),
+            leaf("post_attention_layernorm"),
+        ),
+    )

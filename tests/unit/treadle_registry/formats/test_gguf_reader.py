@@ -110,7 +110,7 @@ def test_unknown_format_is_named(tmp_path: Path):
     with pytest.raises(InvalidArgument) as caught:
         GgufFile(path)
     assert caught.value.reason == "UNSUPPORTED_QUANTIZATION"
-    assert "'strange' has ggml's format 19" in caught.value.message
+    assert "'strange' is in IQ1_S (ggml's format 19)" in caught.value.message
 
 
 def test_every_truncation_is_refused(

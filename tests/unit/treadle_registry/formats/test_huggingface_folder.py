@@ -205,9 +205,9 @@ HEAD = "lm_head.weight"
 WEIGHTS: dict[str, tuple[bytes, str, str]] = {
     "empty": (b"", "CORRUPT_WEIGHTS", "claims 0"),
     "header past the end": ((1 << 60).to_bytes(8, "little") + bytes(90), "CORRUPT_WEIGHTS", "claims"),
-    "header no JSON": ((8).to_bytes(8, "little") + b"[[[[[[[[", "CORRUPT_WEIGHTS", "not JSON"),
+    "header no JSON": ((8).to_bytes(8, "little") + b"[[[[[[[[", "CORRUPT_WEIGHTS", "not an object"),
     "header a list": ((2).to_bytes(8, "little") + b"[]", "CORRUPT_WEIGHTS", "not an object"),
-    "deep header": ((90000).to_bytes(8, "little") + b"[" * 90000, "CORRUPT_WEIGHTS", "not JSON"),
+    "deep header": ((90000).to_bytes(8, "little") + b"[" * 90000, "CORRUPT_WEIGHTS", "not an object"),
     "offsets past the end": (
         _broken_safetensors(_set(HEAD, data_offsets=[0, 1 << 62])),
         "CORRUPT_WEIGHTS",
