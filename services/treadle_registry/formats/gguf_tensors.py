@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import InvalidArgument
+from treadle.models.bfloat16 import round_to_bfloat16
 from treadle.models.config import ModelConfig
 from treadle.models.llama import expected_tensors
-from treadle_registry.formats.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.gguf_blocks import dequantize
 from treadle_registry.formats.gguf_config import ROPE_FREQUENCIES
 from treadle_registry.formats.gguf_reader import GgufFile, GgufTensor, corrupt

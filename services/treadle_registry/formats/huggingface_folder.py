@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.models.bfloat16 import round_to_bfloat16
 from treadle.models.config import MAX_CONFIG_BYTES, parse_config
 from treadle.models.llama import expected_tensors, tied_tensors
 from treadle.text.tokenizer import backend_from_bytes
-from treadle_registry.formats.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
 from treadle_registry.formats.safetensors_file import (
     StoredTensor,
