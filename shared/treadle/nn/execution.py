@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -64,13 +62,13 @@ def prepare(
     *,
     quantization: Quantization = "",
     kernels: Kernels = "auto",
-    quantized: Mapping[str, QuantizedWeight] = MappingProxyType({}),
+    quantized: dict[str, QuantizedWeight] | None = None,
 ) -> bool:
     """Gives every product its kernel; returns whether they are the native ones.
 
-    `quantized` has the weights that were quantised before, by the product's name; the others are quantised
-    here where `quantization` says so. Weights are packed one after another and let go of. The norms' are
-    copied: only the embedding is still what was given.
+    `quantized` has the weights that were quantised before, by the product's name, and is emptied; the others
+    are quantised here where `quantization` says so. Weights are packed one after another and let go of. The
+    norms' are copied: only the embedding is still what was given.
     """
     weight = model.model.embed_tokens.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
@@ -78,7 +76,7 @@ def prepare(
         if not isinstance(module, Linear):
             continue
         form = form_of(quantization, HEAD if module is model.lm_head else name)
-        if (stored := quantized.get(name)) is not None:
+        if quantized and (stored := quantized.pop(name, None)) is not None:
             kernel = native.pack_quantized if use_native else QuantizedLinear
             module.use(kernel(stored, module.bias))
         elif use_native:

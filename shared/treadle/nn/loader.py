@@ -78,7 +78,6 @@ def load_model(
     model.requires_grad_(False)
     del state
     if prepare(model, quantization=quantization, kernels=kernels, quantized=quantized):
-        del quantized
         _map_embedding_anew(model, folder, dtype)
         _trim_heap()
     return model
