@@ -16,8 +16,10 @@ import time
 
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
+from treadle_registry.operations.deriving import derive
 from treadle_registry.operations.importing import check_source, import_source
 from treadle_registry.operations.job import (
+    DeriveJob,
     Event,
     Imported,
     ImportJob,
@@ -73,8 +75,15 @@ def _verify(store: Store, job: VerifyJob, report: Report) -> Verified:
     return Verified(size, len(digests), tuple(damaged))
 
 
+def _derive(store: Store, job: DeriveJob, report: Report) -> Imported:
+    published = derive(store, job.parent_digest, job.derivation, report)
+    return Imported(published.manifest, published.already_present)
+
+
 def run_job(store: Store, job: Job, report: Report) -> Outcome:
     """Does the job in this process; raises TreadleError."""
+    if isinstance(job, DeriveJob):
+        return _derive(store, job, report)
     return _import(store, job, report) if isinstance(job, ImportJob) else _verify(store, job, report)
 
 

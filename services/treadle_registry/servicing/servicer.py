@@ -6,9 +6,10 @@ from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.alias_methods import AliasMethods
 from treadle_registry.servicing.artifact_methods import ArtifactMethods
+from treadle_registry.servicing.derivation_methods import DerivationMethods
 
 
-class RegistryServicer(ArtifactMethods, AliasMethods):
+class RegistryServicer(ArtifactMethods, DerivationMethods, AliasMethods):
     """What is in no area yet answers UNIMPLEMENTED."""
 
     def __init__(self, registry: Registry, operations: Operations) -> None:

@@ -16,6 +16,7 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_derive import add_derive_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
@@ -34,6 +35,7 @@ def build_app() -> typer.Typer:
     add_command(app, show)
     add_command(app, alias)
     add_command(app, verify)
+    add_derive_commands(app)
     add_command(app, rm)
     return app
 
@@ -148,7 +150,7 @@ def show(
     console = result_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
-        if key not in ("files", "source_files"):
+        if key not in ("files", "source_files") and value != "":
             table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     console.print(table)
     files = Table("FILE", "BYTES", "DIGEST", box=None, pad_edge=False)

@@ -3,6 +3,7 @@
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
 from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
 from treadle.client.async_client import AsyncClient
+from treadle.client.derivation import DerivationProgress
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
@@ -23,6 +24,7 @@ __all__ = [
     "Client",
     "Credentials",
     "DamagedFile",
+    "DerivationProgress",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",

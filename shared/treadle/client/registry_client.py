@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 from google.longrunning import operations_proto_pb2
-from google.protobuf import timestamp_pb2
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2
-from treadle.client.artifact import (
-    Alias,
-    Artifact,
-    ArtifactFile,
-    ImportProgress,
-    ModelSource,
-)
+from treadle.api.registry.v1 import registry_pb2
+from treadle.client.artifact import Alias, Artifact, ImportProgress, ModelSource
+from treadle.client.convert_artifact import artifact_from_proto, time_from_proto
+from treadle.client.derivation import DerivationMethods
 from treadle.client.registry_connection import LONG_S, pages
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods):
+class RegistryClient(DerivationMethods, VerificationMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
@@ -101,35 +95,4 @@ def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
 
 def alias_from_proto(alias: registry_pb2.Alias) -> Alias:
     """An alias."""
-    return Alias(alias.name, alias.artifact_digest, alias.etag, _time(alias.update_time))
-
-
-def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
-    """A model in the store."""
-    facts = artifact.facts
-    return Artifact(
-        digest=artifact.digest,
-        compute_digest=artifact.compute_digest,
-        tokenizer_digest=artifact.tokenizer_digest,
-        presentation_digest=artifact.presentation_digest,
-        model_type=facts.model_type,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        vocab_size=facts.vocab_size,
-        context_length=facts.context_length,
-        license=facts.license,
-        has_chat_template=facts.has_chat_template,
-        files=tuple(ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.files),
-        source_files=tuple(
-            ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.source_files
-        ),
-        location=artifact.location,
-        source=artifact.source,
-        create_time=_time(artifact.create_time),
-        converter=artifact.converter,
-        total_bytes=artifact.total_bytes,
-    )
-
-
-def _time(stamp: timestamp_pb2.Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+    return Alias(alias.name, alias.artifact_digest, alias.etag, time_from_proto(alias.update_time))

@@ -114,6 +114,25 @@ def test_quantised_products_are_those_of_the_torch_fallback(level, quantization,
     assert worst < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_hard_weights_are_rounded_alike(quantization, dtype, rng):
+    """Groups of zeros, of one value, of values at both ends of what floats have, cut off anywhere."""
+    compared = 0
+    for _ in range(60):
+        inputs, outputs = rng.randint(1, 200), rng.randint(1, 40)
+        weight = torch.randn(outputs, inputs) * 10.0 ** torch.randint(-44, 30, (outputs, 1))
+        for row in range(outputs):
+            first, last = sorted(rng.sample(range(inputs + 1), 2))
+            weight[row, first:last] = rng.choice([0.0, -0.0, 1.5, -3e-39, 1e-45, weight[row, 0].item()])
+        weight = weight.to(dtype)
+        packed = pack(weight.contiguous(), None, Kind[quantization.upper()])
+        assert torch.equal(unpacked(packed), quantize(weight, quantization).dequantized())
+        compared += weight.numel()
+    print(f"{compared} weights are the same")
+    assert compared > 10_000
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_weights_that_were_quantised_before_are_packed_as_they_are(level, quantization, rng):
     compared = 0
