@@ -146,7 +146,7 @@ def test_weights_that_were_quantised_before_are_packed_as_they_are(level, quanti
         assert torch.equal(multiply(before, x, 2), multiply(at_load, x, 2))
         compared += x.shape[0] * outputs
     print(f"{level}: {compared} results are bitwise the same")
-    assert compared > 5000
+    assert compared >= sum(outputs for _, outputs in SHAPES)
 
 
 def test_quantised_weights_are_near(rng):
