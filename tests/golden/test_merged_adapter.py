@@ -19,6 +19,7 @@ from treadle_registry.operations.importing import import_source
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.store import Store
+
 # PEFT asks transformers 5.24 by names that it is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
 
@@ -74,9 +75,9 @@ def test_merged_as_peft_merges(adapter, kind, dtype, tmp_path: Path, rng: random
         changed += int((ours != canonical[name]).sum())
         off += int((ours != due).sum())
         total += ours.numel()
-        # The order of PEFT's float32 sums may move what lies halfway by one step of bfloat16.
-        step = torch.maximum(due.float().abs(), torch.tensor(1e-20)) * 2**-7
-        assert ((ours.float() - due.float()).abs() <= step).all()
+        # The order of PEFT's float32 sums may move what lies halfway by one step of bfloat16, and shows in
+        # what is left where a weight and its change all but cancel out.
+        assert ((ours.float() - due.float()).abs() <= due.float().abs() * 2**-7 + 1e-6).all()
     print(f"{changed} of {total} weights changed; {off} are rounded another way than PEFT's")
     assert changed > 0
     assert off <= total / 2000

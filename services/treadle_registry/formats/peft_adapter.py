@@ -38,6 +38,7 @@ _WITHOUT_EFFECT = """auto_mapping base_model_name_or_path ensure_weight_tying ev
     peft_version qalora_group_size revision runtime_config task_type""".split()
 """Of training, or of how the modules were chosen: the tensors say which. `fan_in_fan_out` is of layers that
 no model here has; PEFT leaves it aside for the ones that these have."""
+_MAX_ALPHA = 1e9
 _INITIALISED = (True, False, None, "gaussian", "eva", "orthogonal")
 """The ways to begin that leave the model's own weights as they are."""
 
@@ -150,7 +151,7 @@ def _scalings(
                     f"lora_{part} of {module[:100]} is {stored.dtype}; {', '.join(_FLOATS)} are read"
                 )
         alpha = _pattern(raw, "alpha_pattern", module, raw.get("lora_alpha"))
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _MAX_ALPHA:
             raise _corrupt(f"lora_alpha of {module[:100]} must be a number; got {alpha!r:.80}")
         scalings[tensor] = alpha / (math.sqrt(rank) if raw.get("use_rslora") else rank)
     _check_targets(raw.get("target_modules"), pairs.keys())
