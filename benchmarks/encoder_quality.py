@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from treadle.nn.native import NativeLinear
+from treadle.nn.native import pack
 
 QUICK_SENTENCES = 16
 WORDS = 4
@@ -31,7 +31,7 @@ class _Int8(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self._product = NativeLinear(layer.weight.data, layer.bias.data, "int8")
+        self._product = pack(layer.weight.data, layer.bias.data, "int8")
 
     def forward(self, x: Tensor) -> Tensor:
         return self._product(x.flatten(0, -2).contiguous(), None, False, None).unflatten(0, x.shape[:-1])

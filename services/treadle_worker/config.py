@@ -23,7 +23,7 @@ class EngineConfig(BaseSettings):
     quantization: Literal["", "int8", "int4"] = ""
     """Of the weights, on a CPU: 8 bits with a scale for each 96 inputs (64 where 96 do not divide them), or 4
     bits with scale and minimum for each 32; the rows they are multiplied with are rounded to 8 bits in the
-    same groups. Empty: dtype."""
+    same groups. Empty: as the model is stored, which is dtype unless it was quantised in the registry."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """What computes on a CPU: the package treadle-kernels, or torch. "auto": the package if it is there."""
     block_size: int = Field(default=DEFAULT_BLOCK_SIZE, ge=16, le=256, multiple_of=16)

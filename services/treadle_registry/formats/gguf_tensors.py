@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from treadle.errors import InvalidArgument
+from treadle.models.bfloat16 import round_to_bfloat16
 from treadle.models.config import ModelConfig
 from treadle.models.llama import expected_tensors
-from treadle_registry.formats.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.gguf_blocks import dequantize
 from treadle_registry.formats.gguf_config import ROPE_FREQUENCIES
 from treadle_registry.formats.gguf_reader import GgufFile, GgufTensor, corrupt
 
+_T = TypeVar("_T", np.float32, np.uint16)
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -70,14 +72,17 @@ class GgufTensors:
 
     def slices(self, name: str) -> Iterator[memoryview]:
         """The bfloat16 bytes of a tensor, in order."""
+        for piece in self.pieces(name):
+            yield round_to_bfloat16(piece).data.cast("B")
+
+    def pieces(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The values of a tensor in order, as the file's blocks mean them."""
         tensor = self._found[name]
-        pieces = (round_to_bfloat16(piece) for piece in dequantize(self._file.data(tensor), tensor.format))
+        pieces = dequantize(self._file.data(tensor), tensor.format)
         if heads := self._permuted_heads(name):
-            whole = np.concatenate(list(pieces)).reshape(tensor.shape)
-            yield unpermute(whole, heads).data.cast("B")
+            yield unpermute(np.concatenate(list(pieces)).reshape(tensor.shape), heads)
             return
-        for piece in pieces:
-            yield piece.data.cast("B")
+        yield from pieces
 
     def _permuted_heads(self, name: str) -> int:
         """How many heads' rows llama.cpp's converter reordered; 0: none."""
@@ -88,7 +93,7 @@ class GgufTensors:
         return self._config.num_key_value_heads if ".self_attn.k_proj." in name else 0
 
 
-def unpermute(rows: NDArray[np.uint16], heads: int) -> NDArray[np.uint16]:
+def unpermute(rows: NDArray[_T], heads: int) -> NDArray[_T]:
     """Puts a query or key projection's output rows back into Hugging Face's order.
 
     Rotary pairs are neighbours (2i, 2i+1) in Llama-type GGUF files, and halves (i, i + head_dim/2) in

@@ -5,6 +5,7 @@ Each kind of job is a frozen value that checks itself, with an outcome of its ow
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from treadle_registry.operations.error_json import error_from_json, error_to_jso
 from treadle_registry.operations.inspection_json import inspection_from_json, inspection_to_json
 from treadle_registry.operations.progress import Progress, Stage
 from treadle_registry.sources.source import Source, source_from_json, source_to_json
+from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.manifest import Manifest
 from treadle_registry.store.verification import DamagedFile
 
@@ -100,16 +102,47 @@ class InspectJob:
         return cls(source_from_json(raw["source"]))
 
 
-Job = ImportJob | VerifyJob | InspectJob
+@dataclass(frozen=True, slots=True)
+class DeriveJob:
+    """Make another form of an artifact. Two that ask for the same by the same name are equal."""
 
-_JOBS: dict[str, type[ImportJob] | type[VerifyJob] | type[InspectJob]] = {
-    job.kind: job for job in (ImportJob, VerifyJob, InspectJob)
+    model: str
+    """An alias or digest, as the client wrote it."""
+    derivation: Derivation
+    parent_digest: str = dataclasses.field(default="", compare=False)
+    """What that meant when it was asked for."""
+
+    kind: ClassVar = "derive"
+
+    @property
+    def field(self) -> str:
+        """The request's field that is at fault when the job says that its request is."""
+        return self.derivation.field
+
+    def check(self) -> None:
+        """Raises InvalidArgument that names the field."""
+        self.derivation.check()
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> DeriveJob:
+        """What `to_json` wrote."""
+        return cls(**raw | {"derivation": Derivation(**raw["derivation"])})
+
+
+Job = ImportJob | VerifyJob | InspectJob | DeriveJob
+
+_JOBS: dict[str, type[ImportJob] | type[VerifyJob] | type[InspectJob] | type[DeriveJob]] = {
+    job.kind: job for job in (ImportJob, VerifyJob, InspectJob, DeriveJob)
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """How an import ended well. For one that only checked, the manifest has no digest."""
+    """How an import or a derivation ended well. For one that only checked, the manifest has no digest."""
 
     manifest: Manifest
     already_present: bool = False

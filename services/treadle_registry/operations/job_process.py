@@ -18,8 +18,10 @@ from dataclasses import replace
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
 from treadle_registry.formats.inspection import Inspection
+from treadle_registry.operations.deriving import derive
 from treadle_registry.operations.importing import check_source, import_source
 from treadle_registry.operations.job import (
+    DeriveJob,
     Event,
     Imported,
     ImportJob,
@@ -82,11 +84,22 @@ def _inspect(job: InspectJob) -> Inspection:
     return replace(found, refusal=_naming_field(found.refusal, job) if found.refusal else None)
 
 
+def _derive(store: Store, job: DeriveJob, report: Report) -> Imported:
+    published = derive(store, job.parent_digest, job.derivation, report)
+    return Imported(published.manifest, published.already_present)
+
+
 def run_job(store: Store, job: Job, report: Report) -> Outcome:
     """Does the job in this process; raises TreadleError."""
-    if isinstance(job, ImportJob):
-        return _import(store, job, report)
-    return _inspect(job) if isinstance(job, InspectJob) else _verify(store, job, report)
+    match job:
+        case ImportJob():
+            return _import(store, job, report)
+        case DeriveJob():
+            return _derive(store, job, report)
+        case VerifyJob():
+            return _verify(store, job, report)
+        case InspectJob():
+            return _inspect(job)
 
 
 def _naming_field(error: TreadleError, job: Job) -> TreadleError:

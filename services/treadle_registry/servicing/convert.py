@@ -9,6 +9,7 @@ from google.protobuf import timestamp_pb2
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.catalog.aliases import Alias
+from treadle_registry.servicing.convert_derivation import derivation_to_proto
 from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.store.store import Published
 
@@ -37,6 +38,7 @@ def artifact_to_proto(manifest: Manifest, location: str) -> artifact_pb2.Artifac
         create_time=timestamp_to_proto(manifest.create_time) if manifest.create_time else None,
         converter=manifest.converter,
         parent_digest=manifest.parent_digest,
+        derivation=derivation_to_proto(manifest.derivation) if manifest.derivation else None,
         total_bytes=manifest.total_bytes,
     )
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from google.longrunning import operations_proto_pb2
 from google.protobuf.message import Message
 
-from treadle.api.registry.v1 import inspection_pb2, registry_pb2, source_pb2
+from treadle.api.registry.v1 import derivation_pb2, inspection_pb2, registry_pb2, source_pb2
 from treadle.errors import TreadleError, invalid_field
 from treadle.rpc import to_status
-from treadle_registry.operations.job import Imported, ImportJob, Outcome, Verified, VerifyJob
+from treadle_registry.operations.job import DeriveJob, Imported, ImportJob, Outcome, Verified, VerifyJob
 from treadle_registry.operations.operations import Operation, OperationRequest
 from treadle_registry.operations.progress import Stage
 from treadle_registry.servicing.convert import artifact_to_proto, timestamp_to_proto
+from treadle_registry.servicing.convert_derivation import derivation_to_proto
 from treadle_registry.sources.source import HubSource, LocalSource, Source
 from treadle_registry.store.store import Store
 
@@ -79,6 +80,14 @@ def _metadata(operation: Operation) -> Message:
             total_artifacts=progress.total_items,
             create_time=create_time,
         )
+    if isinstance(job, DeriveJob):
+        return derivation_pb2.DeriveArtifactMetadata(
+            parent_digest=job.parent_digest,
+            derivation=derivation_to_proto(job.derivation),
+            done_bytes=progress.done_bytes,
+            total_bytes=progress.total_bytes,
+            create_time=create_time,
+        )
     return registry_pb2.ImportModelMetadata(
         stage=_IMPORT_STAGES[progress.stage],
         source=str(job.source),
@@ -94,7 +103,12 @@ def _response(operation: Operation, outcome: Outcome, store: Store) -> Message:
     if isinstance(outcome, Imported):
         manifest = outcome.manifest
         location = str(store.folder(manifest.digest) / "canonical") if manifest.digest else ""
-        return registry_pb2.ImportModelResponse(
+        response = (
+            derivation_pb2.DeriveArtifactResponse
+            if isinstance(operation.request.job, DeriveJob)
+            else registry_pb2.ImportModelResponse
+        )
+        return response(
             artifact=artifact_to_proto(manifest, location),
             alias=operation.request.alias,
             already_present=outcome.already_present,

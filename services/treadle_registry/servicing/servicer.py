@@ -10,13 +10,20 @@ from treadle_registry.registry import Registry
 from treadle_registry.servicing.alias_methods import AliasMethods
 from treadle_registry.servicing.artifact_methods import ArtifactMethods
 from treadle_registry.servicing.deployment_methods import DeploymentMethods
+from treadle_registry.servicing.derivation_methods import DerivationMethods
 from treadle_registry.servicing.lease_methods import LeaseMethods
 from treadle_registry.servicing.planning_methods import PlanningMethods
 from treadle_registry.servicing.watch_methods import WatchMethods
 
 
 class RegistryServicer(
-    ArtifactMethods, AliasMethods, DeploymentMethods, LeaseMethods, WatchMethods, PlanningMethods
+    ArtifactMethods,
+    DerivationMethods,
+    AliasMethods,
+    DeploymentMethods,
+    LeaseMethods,
+    WatchMethods,
+    PlanningMethods,
 ):
     """Every method of the contract, from the area that it belongs to."""
 

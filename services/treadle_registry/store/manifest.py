@@ -9,6 +9,7 @@ from typing import Any
 
 from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFile
+from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
 
 CONVERTER = "treadle-registry/1"
@@ -89,6 +90,8 @@ class Manifest:
     """Seconds since 1970."""
     converter: str = CONVERTER
     parent_digest: str = ""
+    derivation: Derivation | None = None
+    """How it was made of its parent; None: it was imported."""
 
     @property
     def digest(self) -> str:
@@ -113,12 +116,14 @@ class Manifest:
                 raise ValueError("written by another version")
             digests = raw.pop("digests")
             defaults = raw.pop("defaults")
+            derivation = raw.pop("derivation", None)
             return cls(
                 digests=Digests(**digests) if digests else None,
                 facts=ModelFacts.from_json(raw.pop("facts")),
                 defaults=GenerationDefaults(**defaults | {"eos_token_ids": tuple(defaults["eos_token_ids"])}),
                 files=tuple(StoredFile(**file) for file in raw.pop("files")),
                 source_files=tuple(StoredFile(**file) for file in raw.pop("source_files")),
+                derivation=Derivation(**derivation) if derivation else None,
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

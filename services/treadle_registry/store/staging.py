@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 from treadle.errors import ResourceExhausted
-from treadle.models.stored_folder import StoredFile
+from treadle.models.stored_folder import StoredFile, file_digest
 
 _CHUNK = 1 << 20
 READ_ONLY = 0o444
@@ -93,6 +93,23 @@ class Staging:
             os.fchmod(file.fileno(), READ_ONLY)
             os.fsync(file.fileno())
         self._record(name, f"sha256:{digest.hexdigest()}", size)
+
+    @contextlib.contextmanager
+    def create_at_offsets(self, name: str) -> Iterator[Callable[[int, bytes | memoryview], None]]:
+        """Gives the function that writes at an offset of a new file; it is hashed, and whole, at the end."""
+        path = self.path(name)
+        with disk_errors(name), path.open("xb", buffering=0) as file:
+
+            def write(offset: int, data: bytes | memoryview) -> None:
+                view = memoryview(data).cast("B")
+                file.seek(offset)
+                while view:
+                    view = view[file.write(view) :]
+
+            yield write
+            os.fchmod(file.fileno(), READ_ONLY)
+            os.fsync(file.fileno())
+        self._record(name, file_digest(path), path.stat().st_size)
 
     def write(self, name: str, data: bytes) -> None:
         """A whole file at once."""

@@ -75,6 +75,11 @@ EXPORT Weight* treadle_pack(const void* source, int32_t source_kind, int64_t out
   return pack(source, (Kind)source_kind, out, in, bias, (Kind)kind, group, threads);
 }
 
+EXPORT Weight* treadle_pack_quantized(const void* q, const void* scale, const void* least, int64_t out, int64_t in,
+                                      const float* bias, int32_t kind, int64_t group, int32_t threads) {
+  return pack_quantized({q, scale, least}, out, in, bias, (Kind)kind, group, threads);
+}
+
 EXPORT void treadle_unpack(const Weight* weight, float* out) { unpack(*weight, out); }
 
 EXPORT int64_t treadle_weight_bytes(const Weight* weight) { return weight->bytes; }

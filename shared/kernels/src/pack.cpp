@@ -46,6 +46,8 @@ int64_t panel_bytes(Kind kind, int64_t padded_in, int64_t group) {
   return padded_in / group * (group / 2 * PANEL + PANEL * 4);
 }
 
+int64_t panels_of(const Weight& w) { return up(w.out, PANEL) / PANEL; }
+
 float read(const void* data, Kind source, int64_t index) {
   if (source == FLOAT32) return ((const float*)data)[index];
   return from_bfloat16(((const uint16_t*)data)[index]);
@@ -107,6 +109,16 @@ Fit best_fit(const float* x, int64_t count) {
   return best;
 }
 
+inline void put_int4(uint8_t* group, int64_t column, int64_t i, int q) {
+  uint8_t& byte = group[(i / 8 * PANEL + column) * 4 + i % 4];
+  byte = (uint8_t)(byte | (i % 8 < 4 ? q : q << 4));
+}
+
+inline void put_pair(const Weight& w, uint8_t* group, int64_t column, uint16_t scale, uint16_t least) {
+  const uint32_t pair = (uint32_t)scale | (uint32_t)least << 16;
+  std::memcpy(group + w.group / 2 * PANEL + column * 4, &pair, 4);
+}
+
 void pack_int4(Weight& w, const float* row, int64_t out, uint8_t* panel) {
   const int64_t column = out % PANEL, group_bytes = w.group / 2 * PANEL + PANEL * 4;
   for (int64_t g = 0; g * w.group < w.in; ++g) {
@@ -115,20 +127,41 @@ void pack_int4(Weight& w, const float* row, int64_t out, uint8_t* panel) {
     uint8_t* at = panel + g * group_bytes;
     const Fit fit = best_fit(x, count);
     const float inverse = fit.scale > 0 ? 1.0f / fit.scale : 0.0f;
-    for (int64_t i = 0; i < count; ++i) {
-      const int q = code_of(x[i], fit.least, inverse);
-      uint8_t& byte = at[(i / 8 * PANEL + column) * 4 + i % 4];
-      byte = (uint8_t)(byte | (i % 8 < 4 ? q : q << 4));
-    }
-    const uint32_t pair = (uint32_t)to_bfloat16(fit.scale) | (uint32_t)to_bfloat16(fit.least) << 16;
-    std::memcpy(at + w.group / 2 * PANEL + column * 4, &pair, 4);
+    for (int64_t i = 0; i < count; ++i) put_int4(at, column, i, code_of(x[i], fit.least, inverse));
+    put_pair(w, at, column, to_bfloat16(fit.scale), to_bfloat16(fit.least));
   }
 }
 
-}  // namespace
+// A row that is quantised already: the same panel as if it were packed from what it was quantised from.
+void pack_int8(Weight& w, const Quantized& from, int64_t out, uint8_t* panel) {
+  const int64_t column = out % PANEL, groups = w.padded_in / w.group;
+  const int8_t* q = (const int8_t*)from.q + out * w.in;
+  for (int64_t g = 0; g < groups; ++g) {
+    uint8_t* at = panel + g * (w.group * PANEL + PANEL * 4);
+    const int64_t count = w.in - g * w.group < w.group ? w.in - g * w.group : w.group;
+    for (int64_t i = 0; i < count; ++i)
+      at[(i / 4 * PANEL + column) * 4 + i % 4] = (uint8_t)(q[g * w.group + i] + 128);
+    std::memcpy(at + w.group * PANEL + column * 4, (const float*)from.scale + out * groups + g, 4);
+  }
+}
 
-Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, const float* bias, Kind kind,
-             int64_t group, int threads) {
+void pack_int4(Weight& w, const Quantized& from, int64_t out, uint8_t* panel) {
+  const int64_t column = out % PANEL, groups = w.padded_in / w.group;
+  const uint32_t* words = (const uint32_t*)from.q + out * ((w.in + 7) / 8);
+  for (int64_t g = 0; g < groups; ++g) {
+    uint8_t* at = panel + g * (w.group / 2 * PANEL + PANEL * 4);
+    const int64_t count = w.in - g * w.group < w.group ? w.in - g * w.group : w.group;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t input = g * w.group + i;
+      put_int4(at, column, i, (int)(words[input / 8] >> input % 8 * 4 & 15));
+    }
+    const int64_t place = out * groups + g;
+    put_pair(w, at, column, ((const uint16_t*)from.scale)[place], ((const uint16_t*)from.least)[place]);
+  }
+}
+
+// With no weights in it yet; null without memory.
+Weight* room_for(int64_t out, int64_t in, const float* bias, Kind kind, int64_t group) {
   Weight* w = new Weight{};
   w->kind = kind;
   w->out = out;
@@ -136,7 +169,7 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
   w->group = kind == INT4 || kind == INT8 ? group : 0;
   w->padded_in = up(in, step_of(kind, group));
   w->panel_bytes = panel_bytes(kind, w->padded_in, group);
-  const int64_t panels = up(out, PANEL) / PANEL;
+  const int64_t panels = panels_of(*w);
   const int64_t scales = up(out, PANEL) * 4;
   w->bytes = up(panels * w->panel_bytes, 64) + (bias ? scales : 0);
   w->bytes = up(w->bytes, PAGE);
@@ -150,6 +183,16 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
     w->bias = (float*)rest;
     std::memcpy(w->bias, bias, out * 4);
   }
+  return w;
+}
+
+}  // namespace
+
+Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, const float* bias, Kind kind,
+             int64_t group, int threads) {
+  Weight* w = room_for(out, in, bias, kind, group);
+  if (!w) return nullptr;
+  const int64_t panels = panels_of(*w);
 #pragma omp parallel num_threads(threads)
   {
     float* row = (float*)std::malloc(in * 4);
@@ -171,6 +214,23 @@ Weight* pack(const void* source, Kind source_kind, int64_t out, int64_t in, cons
       }
     std::free(row);
   }
+  return w;
+}
+
+Weight* pack_quantized(const Quantized& from, int64_t out, int64_t in, const float* bias, Kind kind,
+                       int64_t group, int threads) {
+  Weight* w = room_for(out, in, bias, kind, group);
+  if (!w) return nullptr;
+  const int64_t panels = panels_of(*w);
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t p = 0; p < panels; ++p)
+    for (int64_t o = p * PANEL; o < out && o < (p + 1) * PANEL; ++o) {
+      uint8_t* panel = w->data + p * w->panel_bytes;
+      if (kind == INT8)
+        pack_int8(*w, from, o, panel);
+      else
+        pack_int4(*w, from, o, panel);
+    }
   return w;
 }
 

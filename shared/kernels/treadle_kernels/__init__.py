@@ -139,6 +139,10 @@ def _library() -> ctypes.CDLL:
             c_void_p,
             [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int32],
         ),
+        "treadle_pack_quantized": (
+            c_void_p,
+            [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int64, c_int32],
+        ),
         "treadle_unpack": (None, [c_void_p, c_void_p]),
         "treadle_weight_bytes": (c_int64, [c_void_p]),
         "treadle_release": (None, [c_void_p]),
@@ -174,6 +178,11 @@ def set_level(name: str) -> None:
         raise ValueError(f"{name!r} is none of this CPU's: {', '.join(levels())}")
 
 
+def _check_group(kind: Kind, group_size: int) -> None:
+    if kind in (Kind.INT8, Kind.INT4) and (group_size < 16 or group_size % 16):
+        raise ValueError(f"group_size must be a multiple of 16, not {group_size}")
+
+
 class PackedWeight:
     """A weight [out, in] in the order in which the kernels read it. It owns its memory."""
 
@@ -190,16 +199,51 @@ class PackedWeight:
         threads: int = 1,
     ) -> None:
         """From float32 or bfloat16 rows at `source`; `bias` is float32. Raises MemoryError without memory."""
-        if kind in (Kind.INT8, Kind.INT4) and (group_size < 16 or group_size % 16):
-            raise ValueError(f"group_size must be a multiple of 16, not {group_size}")
-        library = _library()
-        self.out_features, self.in_features, self.kind = out_features, in_features, kind
-        pack = library.treadle_pack
-        self._handle = pack(source, source_kind, out_features, in_features, bias, kind, group_size, threads)
-        if not self._handle:
+        _check_group(kind, group_size)
+        self._own(
+            _library().treadle_pack(
+                source, source_kind, out_features, in_features, bias, kind, group_size, threads
+            ),
+            out_features,
+            in_features,
+            kind,
+        )
+
+    @classmethod
+    def of_quantized(
+        cls,
+        numbers: int,
+        scale: int,
+        minimum: int | None,
+        out_features: int,
+        in_features: int,
+        *,
+        bias: int | None = None,
+        kind: Kind,
+        group_size: int,
+        threads: int = 1,
+    ) -> PackedWeight:
+        """From rows that were quantised before, as pack.h has them. Raises MemoryError without memory."""
+        _check_group(kind, group_size)
+        weight = cls.__new__(cls)
+        weight._own(
+            _library().treadle_pack_quantized(
+                numbers, scale, minimum, out_features, in_features, bias, kind, group_size, threads
+            ),
+            out_features,
+            in_features,
+            kind,
+        )
+        return weight
+
+    def _own(self, handle: int | None, out_features: int, in_features: int, kind: Kind) -> None:
+        if not handle:
             raise MemoryError(f"no memory for a weight of {out_features} x {in_features}")
-        weakref.finalize(self, library.treadle_release, self._handle)
-        self.nbytes: int = library.treadle_weight_bytes(self._handle)
+        self.out_features, self.in_features, self.kind = out_features, in_features, kind
+        self._handle = handle
+        library = _library()
+        weakref.finalize(self, library.treadle_release, handle)
+        self.nbytes: int = library.treadle_weight_bytes(handle)
 
     def call(
         self,

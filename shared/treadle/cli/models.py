@@ -17,6 +17,7 @@ from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
 from treadle.cli.models_deployments import add_deployment_commands
+from treadle.cli.models_derive import add_derive_commands
 from treadle.cli.models_leases import add_lease_commands
 from treadle.cli.models_plan import add_planning
 from treadle.cli.models_verify import verify
@@ -40,6 +41,7 @@ def build_app() -> typer.Typer:
     add_deployment_commands(app)
     add_lease_commands(app)
     add_planning(app)
+    add_derive_commands(app)
     add_command(app, rm)
     return app
 
@@ -154,7 +156,7 @@ def show(
     console = result_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
-        if key not in ("files", "source_files"):
+        if key not in ("files", "source_files") and value != "":
             table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     console.print(table)
     files = Table("FILE", "BYTES", "DIGEST", box=None, pad_edge=False)

@@ -14,6 +14,7 @@ from treadle.client.deployment import (
     ServingConfiguration,
     TargetStatus,
 )
+from treadle.client.derivation import DerivationProgress
 from treadle.client.planning import (
     CheckpointQuantization,
     DevicePlan,
@@ -45,6 +46,7 @@ __all__ = [
     "DamagedFile",
     "Deployment",
     "DeploymentTarget",
+    "DerivationProgress",
     "DevicePlan",
     "DtypeShare",
     "Eviction",

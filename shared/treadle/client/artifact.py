@@ -76,6 +76,12 @@ class Artifact:
     create_time: datetime
     converter: str
     total_bytes: int
+    quantization: str = ""
+    """How the weights are stored quantised: "int8", "int4", "mxfp4"; empty: they are not."""
+    parent_digest: str = ""
+    """What it was derived from; empty: it was imported."""
+    derivation: str = ""
+    """How, in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from google.protobuf import timestamp_pb2
-
 from treadle.api.registry.v1 import deployment_pb2, lease_pb2, registry_pb2
 from treadle.client.artifact import Alias
+from treadle.client.convert_artifact import time_from_proto
 from treadle.client.deployment import (
     Deployment,
     DeploymentTarget,
@@ -141,8 +138,3 @@ def evictions_from_proto(message: lease_pb2.EvictArtifactsResponse) -> Evictions
 def alias_from_proto(alias: registry_pb2.Alias) -> Alias:
     """An alias."""
     return Alias(alias.name, alias.artifact_digest, alias.etag, time_from_proto(alias.update_time))
-
-
-def time_from_proto(stamp: timestamp_pb2.Timestamp) -> datetime:
-    """A moment, in UTC."""
-    return stamp.ToDatetime(tzinfo=UTC)

@@ -7,22 +7,18 @@ from collections.abc import AsyncIterator
 
 from google.longrunning import operations_proto_pb2
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2
-from treadle.client.artifact import (
-    Alias,
-    Artifact,
-    ArtifactFile,
-    ImportProgress,
-    ModelSource,
-)
-from treadle.client.deployment_convert import alias_from_proto, time_from_proto
+from treadle.api.registry.v1 import registry_pb2
+from treadle.client.artifact import Alias, Artifact, ImportProgress, ModelSource
+from treadle.client.convert_artifact import artifact_from_proto
+from treadle.client.deployment_convert import alias_from_proto
 from treadle.client.deployment_methods import DeploymentMethods
+from treadle.client.derivation import DerivationMethods
 from treadle.client.planning import PlanningMethods
 from treadle.client.registry_connection import LONG_S, pages
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods, DeploymentMethods, PlanningMethods):
+class RegistryClient(VerificationMethods, DerivationMethods, DeploymentMethods, PlanningMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
@@ -98,30 +94,3 @@ def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
     operation.metadata.Unpack(metadata)
     stage = registry_pb2.ImportStage.Name(metadata.stage).removeprefix("IMPORT_STAGE_").lower()
     return ImportProgress(stage, metadata.done_bytes, metadata.total_bytes)
-
-
-def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
-    """A model in the store."""
-    facts = artifact.facts
-    return Artifact(
-        digest=artifact.digest,
-        compute_digest=artifact.compute_digest,
-        tokenizer_digest=artifact.tokenizer_digest,
-        presentation_digest=artifact.presentation_digest,
-        model_type=facts.model_type,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        vocab_size=facts.vocab_size,
-        context_length=facts.context_length,
-        license=facts.license,
-        has_chat_template=facts.has_chat_template,
-        files=tuple(ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.files),
-        source_files=tuple(
-            ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.source_files
-        ),
-        location=artifact.location,
-        source=artifact.source,
-        create_time=time_from_proto(artifact.create_time),
-        converter=artifact.converter,
-        total_bytes=artifact.total_bytes,
-    )

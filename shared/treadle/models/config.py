@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle.models.quantization_config import KEY, Quantization, read_quantization
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -58,6 +59,8 @@ class ModelConfig:
     """An RMS norm over each head of queries and keys, before the rotation."""
     sliding_windows: tuple[int | None, ...] = field(default=())
     """One a layer: how many keys a token sees, itself included; None: all."""
+    quantization: Quantization = ""
+    """How the products' weights are stored."""
 
     def window(self, layer: int) -> int | None:
         """The layer's sliding window."""
@@ -101,12 +104,6 @@ def parse_config(raw: object) -> ModelConfig:
         raise _unsupported(f"model_type {model_type!r:.80}; supported: {', '.join(MODEL_TYPES)}")
     if (activation := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
         raise _unsupported(f"hidden_act {activation!r:.80}; supported: silu")
-    if raw.get("quantization_config"):
-        raise FailedPrecondition(
-            "config.json says that the weights are quantised (quantization_config); import the float weights "
-            "of this model, or its GGUF file",
-            reason="UNSUPPORTED_QUANTIZATION",
-        )
     hidden, heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
     layers = _size(raw, "num_hidden_layers", _MAX_LAYERS)
     kv_heads = _size(raw, "num_key_value_heads", default=heads)
@@ -121,7 +118,7 @@ def parse_config(raw: object) -> ModelConfig:
     max_positions = _size(raw, "max_position_embeddings", default=2048)
     theta, scaling = _rope(raw, max_positions)
     biased = model_type in ("llama", "qwen3") and _flag(raw, "attention_bias")
-    return ModelConfig(
+    config = ModelConfig(
         model_type=model_type,
         vocab_size=_size(raw, "vocab_size"),
         hidden_size=hidden,
@@ -141,6 +138,20 @@ def parse_config(raw: object) -> ModelConfig:
         qk_norm=model_type == "qwen3",
         sliding_windows=_windows(raw, model_type, layers),
     )
+    return replace(config, quantization=_quantization(raw, config))
+
+
+def _quantization(raw: Mapping[str, Any], config: ModelConfig) -> Quantization:
+    if not raw.get(KEY):
+        return ""
+    found = read_quantization(raw[KEY], config)
+    if found is None:
+        raise FailedPrecondition(
+            "config.json says that the weights are quantised (quantization_config), and not by Treadle; "
+            "import the float weights of this model, or its GGUF file",
+            reason="UNSUPPORTED_QUANTIZATION",
+        )
+    return found
 
 
 def _windows(raw: Mapping[str, Any], model_type: str, layers: int) -> tuple[int | None, ...]:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from treadle.errors import FailedPrecondition
+from treadle.models.quantization_config import HEAD, form_of
 from treadle.nn import native
 from treadle.nn.linear import Linear, RMSNorm
 from treadle.nn.llama import LlamaForCausalLM
-from treadle.nn.quantization import QuantizedLinear
+from treadle.nn.quantization import QuantizedLinear, QuantizedWeight, quantize
 
 Quantization = Literal["", "int8", "int4"]
 Kernels = Literal["auto", "native", "torch"]
@@ -34,29 +35,54 @@ def uses_native(dtype: torch.dtype, device: torch.device, kernels: Kernels) -> b
     return possible and there
 
 
+def check_quantization(asked: Quantization, stored: str, device: torch.device) -> None:
+    """Raises FailedPrecondition where what is stored as `stored` cannot be served as `asked` on `device`.
+
+    "" is asked for by those who take a model as it is.
+    """
+    if stored and asked not in ("", stored):
+        raise FailedPrecondition(
+            f"the model is stored as {stored} and the engine is told {asked}: leave "
+            f"TREADLE_ENGINE_QUANTIZATION empty, or serve the model that it was made of as {asked}",
+            reason="QUANTIZED_OTHERWISE",
+        )
+    # MXFP4 becomes the dtype's own numbers as it is read.
+    served = asked or stored
+    if served in ("int8", "int4") and device.type != "cpu":
+        way_out = "; serve the model that it was made of" if stored else ""
+        raise FailedPrecondition(
+            f"quantization {served} is for the CPU, not for {device}{way_out}",
+            reason="QUANTIZATION_NOT_AVAILABLE",
+        )
+
+
 @torch.inference_mode()
-def prepare(model: LlamaForCausalLM, *, quantization: Quantization = "", kernels: Kernels = "auto") -> bool:
+def prepare(
+    model: LlamaForCausalLM,
+    *,
+    quantization: Quantization = "",
+    kernels: Kernels = "auto",
+    quantized: dict[str, QuantizedWeight] | None = None,
+) -> bool:
     """Gives every product its kernel; returns whether they are the native ones.
 
-    Weights are packed one after another and let go of. The norms' are copied: only the embedding is still
-    what was given.
+    `quantized` has the weights that were quantised before, by the product's name, and is emptied; the others
+    are quantised here where `quantization` says so. Weights are packed one after another and let go of. The
+    norms' are copied: only the embedding is still what was given.
     """
     weight = model.model.embed_tokens.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
-    if quantization and weight.device.type != "cpu":
-        raise FailedPrecondition(
-            f"quantization {quantization} is for the CPU, not for {weight.device}",
-            reason="QUANTIZATION_NOT_AVAILABLE",
-        )
-    for module in model.modules():
+    for name, module in model.named_modules():
         if not isinstance(module, Linear):
             continue
-        # Four bits are too few for the head: most of what they would cost in perplexity is lost there.
-        form = "int8" if quantization == "int4" and module is model.lm_head else quantization
-        if use_native:
-            module.use(native.NativeLinear(module.weight, module.bias, form))
+        form = form_of(quantization, HEAD if module is model.lm_head else name)
+        if quantized and (stored := quantized.pop(name, None)) is not None:
+            kernel = native.pack_quantized if use_native else QuantizedLinear
+            module.use(kernel(stored, module.bias))
+        elif use_native:
+            module.use(native.pack(module.weight, module.bias, form))
         elif form:
-            module.use(QuantizedLinear(module.weight, module.bias, form))
+            module.use(QuantizedLinear(quantize(module.weight, form), module.bias))
         else:
             module.prepare()
     if use_native:

@@ -59,7 +59,7 @@ class Linear(nn.Module):
     def use(self, kernel: Kernel) -> None:
         """Multiplies with this from now on, and lets go of the weights: the kernel has its own."""
         self._kernel = kernel
-        self.weight.data = self.weight.new_empty(0)
+        self.weight = nn.Parameter(torch.empty(0, dtype=self.weight.dtype), requires_grad=False)
 
     @property
     def comes_in_sizes(self) -> bool:

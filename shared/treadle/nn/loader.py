@@ -15,8 +15,10 @@ from torch import nn
 from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
 from treadle.models.config import ModelConfig, read_config
+from treadle.models.stored_weights import StoredLayout, stored_tensors
 from treadle.nn import llama
-from treadle.nn.execution import Kernels, Quantization, prepare
+from treadle.nn.execution import Kernels, Quantization, check_quantization, prepare
+from treadle.nn.stored_weights import take_quantized
 
 BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
     "llama": llama.build,
@@ -28,6 +30,14 @@ BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
 
 INDEX = "model.safetensors.index.json"
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+_TYPES = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+}
 
 
 def load_model(
@@ -40,12 +50,14 @@ def load_model(
 ) -> llama.LlamaForCausalLM:
     """The model of a canonical folder, in `dtype` on `device`, with its kernels chosen (`nn.execution`).
 
-    Raises InvalidArgument or FailedPrecondition for the configuration, and DataLoss for files
-    that are missing, damaged, or hold other tensors than it asks for; the message names them.
+    Weights that are stored quantised are taken as they are; MXFP4 becomes `dtype`. Raises InvalidArgument or
+    FailedPrecondition for the configuration and for another quantisation than the stored one, and DataLoss
+    for files that are missing, damaged, or hold other tensors than it asks for; the message names them.
     """
     config = read_config(folder)
+    check_quantization(quantization, config.quantization, device)
     model = BUILDERS[config.model_type](config)
-    expected, tied = llama_tensors.expected_tensors(config), llama_tensors.tied_tensors(config)
+    expected, tied = stored_tensors(config), llama_tensors.tied_tensors(config)
     state: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         tensors = _read(path, expected, tied, dtype, device)
@@ -58,12 +70,14 @@ def load_model(
         raise DataLoss(
             f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
         )
+    quantized = take_quantized(state, config, dtype, device)
     state |= {name: state[source] for name, source in tied.items()}
     _merge(state)
-    model.load_state_dict(state, strict=True, assign=True)
+    lacking, _ = model.load_state_dict(state, strict=False, assign=True)
+    assert set(lacking) == {f"{name}.weight" for name in quantized}
     model.requires_grad_(False)
     del state
-    if prepare(model, quantization=quantization, kernels=kernels):
+    if prepare(model, quantization=quantization, kernels=kernels, quantized=quantized):
         _map_embedding_anew(model, folder, dtype)
         _trim_heap()
     return model
@@ -120,7 +134,7 @@ def _is_plain_name(name: object) -> bool:
 
 def _read(
     path: Path,
-    expected: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, StoredLayout],
     tied: Mapping[str, str],
     dtype: torch.dtype,
     device: torch.device,
@@ -132,20 +146,24 @@ def _read(
                 if name in tied or name.endswith("rotary_emb.inv_freq"):
                     continue
                 tensor = file.get_tensor(name)
-                shape = expected.get(name)
-                if shape is None:
+                layout = expected.get(name)
+                if layout is None:
                     raise DataLoss(f"{path.name} has an unexpected tensor {name}", reason="UNEXPECTED_TENSOR")
-                if tuple(tensor.shape) != shape:
+                if tuple(tensor.shape) != layout.shape:
                     raise DataLoss(
-                        f"{path.name}: {name} is {list(tensor.shape)}; config.json asks for {list(shape)}",
+                        f"{path.name}: {name} is {list(tensor.shape)}; "
+                        f"config.json asks for {list(layout.shape)}",
                         reason="TENSOR_SHAPE",
                     )
-                if tensor.dtype not in FLOAT_TYPES:
+                types = (_TYPES[layout.dtype],) if layout.dtype else FLOAT_TYPES
+                if tensor.dtype not in types:
                     raise DataLoss(
-                        f"{path.name}: {name} is {tensor.dtype}; supported are float32, float16 and bfloat16",
+                        f"{path.name}: {name} is {tensor.dtype}; "
+                        + ("config.json asks for " if layout.dtype else "supported are ")
+                        + ", ".join(str(each).removeprefix("torch.") for each in types),
                         reason="TENSOR_TYPE",
                     )
-                state[name] = tensor.to(device=device, dtype=dtype)
+                state[name] = tensor if layout.dtype else tensor.to(device=device, dtype=dtype)
     except (OSError, SafetensorError) as error:
         raise DataLoss(f"{path.name} cannot be read: {error}", reason="CORRUPT_WEIGHTS") from error
     return state

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from treadle.models.quantization_config import group_size
 from treadle.nn.linear import RMSNorm
-from treadle.nn.quantization import group_size
+from treadle.nn.quantization import Int8Weight, QuantizedWeight
 
 if TYPE_CHECKING:
     import treadle_kernels
@@ -34,27 +35,12 @@ def is_installed() -> bool:
 
 
 class NativeLinear:
-    """A `treadle.nn.linear.Kernel`. `quantization`: "" for the weight's own dtype, "int8" or "int4"."""
+    """A `treadle.nn.linear.Kernel`. The weights are those of `pack` or `pack_quantized`."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> None:
-        import treadle_kernels as native
-
-        weight_OI = weight_OI.contiguous()
-        bias_O = None if bias_O is None else bias_O.float().contiguous()
-        source = native.Kind.FLOAT32 if weight_OI.dtype is torch.float32 else native.Kind.BFLOAT16
-        kind = {"": source, "int8": native.Kind.INT8, "int4": native.Kind.INT4}[quantization]
-        self.out_features, self.in_features = weight_OI.shape
+    def __init__(self, packed: treadle_kernels.PackedWeight) -> None:
+        self.packed = packed
+        self.out_features, self.in_features = packed.out_features, packed.in_features
         self._threads = torch.get_num_threads()
-        self.packed = native.PackedWeight(
-            weight_OI.data_ptr(),
-            source,
-            self.out_features,
-            self.in_features,
-            bias=None if bias_O is None else bias_O.data_ptr(),
-            kind=kind,
-            group_size=group_size(quantization, self.in_features),
-            threads=self._threads,
-        )
 
     def __call__(self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None) -> Tensor:
         """See `Kernel`; all tensors are contiguous float32, and `residual` becomes the result.
@@ -85,6 +71,55 @@ class NativeLinear:
             epsilon=0.0 if norm is None else norm.eps,
             residual=None if residual is None else y.data_ptr(),
         )
+
+
+def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> NativeLinear:
+    """The product with a float weight; `quantization`: "" for the weight's own dtype, "int8" or "int4"."""
+    import treadle_kernels as native
+
+    weight_OI = weight_OI.contiguous()
+    bias_O = None if bias_O is None else bias_O.float().contiguous()
+    source = native.Kind.FLOAT32 if weight_OI.dtype is torch.float32 else native.Kind.BFLOAT16
+    out_features, in_features = weight_OI.shape
+    return NativeLinear(
+        native.PackedWeight(
+            weight_OI.data_ptr(),
+            source,
+            out_features,
+            in_features,
+            bias=None if bias_O is None else bias_O.data_ptr(),
+            kind={"": source, "int8": native.Kind.INT8, "int4": native.Kind.INT4}[quantization],
+            group_size=group_size(quantization, in_features),
+            threads=torch.get_num_threads(),
+        )
+    )
+
+
+def pack_quantized(weight: QuantizedWeight, bias_O: Tensor | None) -> NativeLinear:
+    """The product with a weight that is quantised already: it is put in order, nothing is computed."""
+    import treadle_kernels as native
+
+    if isinstance(weight, Int8Weight):
+        kind, form, numbers, minimum = native.Kind.INT8, "int8", weight.q_OI.contiguous(), None
+    else:
+        kind, form, numbers = native.Kind.INT4, "int4", weight.words_OW.contiguous()
+        minimum = weight.minimum_Og.contiguous()
+    scale = weight.scale_Og.contiguous()
+    bias_O = None if bias_O is None else bias_O.float().contiguous()
+    out_features, in_features = weight.shape
+    return NativeLinear(
+        native.PackedWeight.of_quantized(
+            numbers.data_ptr(),
+            scale.data_ptr(),
+            None if minimum is None else minimum.data_ptr(),
+            out_features,
+            in_features,
+            bias=None if bias_O is None else bias_O.data_ptr(),
+            kind=kind,
+            group_size=group_size(form, in_features),
+            threads=torch.get_num_threads(),
+        )
+    )
 
 
 class Buffer(Tensor):

@@ -9,7 +9,9 @@ import torch
 import treadle_kernels as native
 from treadle_kernels import Kind, PackedWeight, Program, Prologue
 
-from treadle.nn.quantization import QuantizedLinear, group_size, quantize_int4, quantize_int8
+from treadle.models.quantization_config import group_size
+from treadle.nn.native import pack_quantized
+from treadle.nn.quantization import QuantizedLinear, quantize
 
 SHAPES = [(16, 8), (64, 96), (72, 50), (576, 960), (100, 36), (1536, 577)]
 ROWS = [1, 2, 3, 7, 12, 13, 31, 65]
@@ -96,26 +98,55 @@ def test_products_with_everything_around_them(level, kind, rng):
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_quantised_products_are_those_of_the_torch_fallback(level, quantization, dtype, rng):
     kind = Kind[quantization.upper()]
-    quantize = {"int8": quantize_int8, "int4": quantize_int4}[quantization]
-    differing, total, worst = 0, 0, 0.0
+    total, worst = 0, 0.0
     for inputs, outputs in SHAPES:
         weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs)
         weight *= 10.0 ** torch.randint(-3, 3, (outputs, 1))
-        packed = pack(weight, bias, kind)
-        ours, theirs = unpacked(packed), quantize(weight).dequantized()
-        step = theirs.abs().amax(1, keepdim=True) / (127 if quantization == "int8" else 7)
-        # Which of two roundings is nearer may be a matter of the last bit.
-        assert ((ours - theirs).abs() <= 1.01 * step).all()
-        differing += int((ours != theirs).sum())
-        total += ours.numel()
+        packed, quantized = pack(weight, bias, kind), quantize(weight, quantization)
+        assert torch.equal(unpacked(packed), quantized.dequantized())
+        total += weight.numel()
         x = torch.randn(9, inputs)
         native_y = multiply(packed, x, 2)
-        torch_y = QuantizedLinear(weight, bias, quantization)(x, None, False, None)
+        torch_y = QuantizedLinear(quantized, bias)(x, None, False, None)
         scale = torch_y.abs().amax(0) + 1e-6
         worst = max(worst, ((native_y - torch_y).abs() / scale).max().item())
-    print(f"{level}: {differing} of {total} weights differ; products off by {worst:.1e} at most")
-    assert differing < total / 1000
+    print(f"{level}: all of {total} weights are the same; products off by {worst:.1e} at most")
     assert worst < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_hard_weights_are_rounded_alike(quantization, dtype, rng):
+    """Groups of zeros, of one value, of values at both ends of what floats have, cut off anywhere."""
+    compared = 0
+    for _ in range(60):
+        inputs, outputs = rng.randint(1, 200), rng.randint(1, 40)
+        weight = torch.randn(outputs, inputs) * 10.0 ** torch.randint(-44, 30, (outputs, 1))
+        for row in range(outputs):
+            first, last = sorted(rng.sample(range(inputs + 1), 2))
+            weight[row, first:last] = rng.choice([0.0, -0.0, 1.5, -3e-39, 1e-45, weight[row, 0].item()])
+        weight = weight.to(dtype)
+        packed = pack(weight.contiguous(), None, Kind[quantization.upper()])
+        assert torch.equal(unpacked(packed), quantize(weight, quantization).dequantized())
+        compared += weight.numel()
+    print(f"{compared} weights are the same")
+    assert compared > 10_000
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_weights_that_were_quantised_before_are_packed_as_they_are(level, quantization, rng):
+    compared = 0
+    for inputs, outputs in SHAPES:
+        weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+        at_load = pack(weight, bias, Kind[quantization.upper()])
+        before = pack_quantized(quantize(weight, quantization), bias).packed
+        assert before.nbytes == at_load.nbytes
+        assert torch.equal(unpacked(before), unpacked(at_load))
+        x = torch.randn(rng.choice(ROWS), inputs)
+        assert torch.equal(multiply(before, x, 2), multiply(at_load, x, 2))
+        compared += x.shape[0] * outputs
+    print(f"{level}: {compared} results are bitwise the same")
+    assert compared >= sum(outputs for _, outputs in SHAPES)
 
 
 def test_quantised_weights_are_near(rng):

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from treadle.errors import DataLoss, FailedPrecondition, TreadleError
 from treadle.models.config import read_config
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
+from treadle.models.quantization_config import FORMS, KEY, quantization_config
+from treadle.models.stored_weights import stored_tensors
 from treadle.nn.loader import INDEX, load_model
 
 CONFIG = {
@@ -118,6 +120,53 @@ def test_wrong_tensors_are_named(folder, changes, reason, named):
     error = refused(folder)
     assert error.reason == reason
     assert named in error.message
+
+
+@pytest.fixture(params=FORMS)
+def quantised_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder whose weights are stored in few bits, whatever they say."""
+    config = CONFIG | {"tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    description = quantization_config(request.param, read_config(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps(config | {KEY: description}))
+    types = {
+        "": torch.bfloat16,
+        "F32": torch.float32,
+        "BF16": torch.bfloat16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "I32": torch.int32,
+        "I64": torch.int64,
+    }
+    tensors = {
+        name: torch.randint(0, 100, layout.shape).to(types[layout.dtype])
+        for name, layout in stored_tensors(read_config(tmp_path)).items()
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kernels", ["torch", "auto"])
+def test_wrong_tensors_of_few_bits_are_named(quantised_folder: Path, kernels):
+    model = load_model(quantised_folder, torch.bfloat16, CPU, kernels=kernels)
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    sound = load_file(quantised_folder / "model.safetensors")
+    named = 0
+    for name in [name for name in sound if "k_proj" in name and "bias" not in name]:
+        for tensor, reason in (
+            (None, "MISSING_TENSORS"),
+            (sound[name][..., :-1].contiguous(), "TENSOR_SHAPE"),
+            (sound[name].double(), "TENSOR_TYPE"),
+            (sound[name].to(torch.int16), "TENSOR_TYPE"),
+        ):
+            rewrite(quantised_folder, **{name: tensor})
+            error = refused(quantised_folder)
+            assert error.reason == reason
+            assert name in error.message
+            save_file(sound, quantised_folder / "model.safetensors")
+            named += 1
+    print(f"{named} named")
+    assert named >= 2 * 2 * 4
 
 
 @pytest.mark.parametrize("damage", ["empty", "header", "cut", "text"])

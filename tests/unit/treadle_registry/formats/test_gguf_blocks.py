@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from treadle_registry.formats.bfloat16 import round_to_bfloat16
+from treadle.models.bfloat16 import round_to_bfloat16
 from treadle_registry.formats.gguf_blocks import dequantize
 from treadle_registry.formats.gguf_reader import BLOCKS
 

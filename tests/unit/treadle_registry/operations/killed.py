@@ -1,7 +1,8 @@
-"""Runs imports that are killed at every write, each in a fork: `killed.py STORE KIND VALUE PACKAGES`.
+"""Runs imports or derivations that are killed at every write: `killed.py STORE KIND VALUE PACKAGES`.
 
 A process of its own, because it forks: it has no thread. Every attempt begins with a copy of STORE, and what
-it left is checked before the next one. Prints how many there were as JSON.
+it left is checked before the next one. KIND and VALUE are a source's, or a derivation's of the one artifact
+that STORE has. Prints how many there were as JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +62,29 @@ class Shim:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def attempt(root: Path, source: Any, fatal: int) -> bool:
-    """Imports in a child that dies at the write `fatal`; True when it came to its end."""
+def work_of(kind: str, value: str, parents: list[str]) -> Callable[[Any], Any]:
+    """What is attempted, in a store that is given."""
+    from treadle_registry.operations.deriving import derive
     from treadle_registry.operations.importing import import_source
+    from treadle_registry.sources.source import LocalSource
+    from treadle_registry.store.derivation import Derivation
+
+    if kind in ("dtype", "quantization"):
+        return lambda store: derive(store, parents[0], Derivation(kind, value))
+    if kind == "adapter_merge":
+        return lambda store: derive(store, parents[0], Derivation("adapter_merge", "", value))
+    return lambda store: import_source(store, LocalSource(kind, value))
+
+
+def attempt(root: Path, work: Callable[[Any], Any], fatal: int) -> bool:
+    """Works in a child that dies at the write `fatal`; True when it came to its end."""
     from treadle_registry.store.store import Store
 
     pid = os.fork()
     if pid == 0:
         store = Store.open(root)
         Shim(fatal).install()
-        import_source(store, source)
+        work(store)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
     if os.WIFEXITED(status):
@@ -84,30 +99,29 @@ def main() -> None:
     sys.path.append(packages)
     # Processes die here, and not the machine: what the kernel was given is kept.
     os.fsync = lambda descriptor: None
-    from treadle_registry.operations.importing import import_source
-    from treadle_registry.sources.source import LocalSource
     from treadle_registry.store.store import Store
 
-    source, root = LocalSource(kind, value), template.with_name("attempt")
-    damaged = {digest for digest in Store(template).digests() if not is_whole(Store(template), digest)}
+    before = Store(template).digests()
+    work, root = work_of(kind, value, before), template.with_name("attempt")
+    damaged = {digest for digest in before if not is_whole(Store(template), digest)}
     told = {"killed": 0, "half_done": 0, "published": 0, "imported_again": 0}
     told["damaged"] = len(damaged)
     while True:
         shutil.rmtree(root, ignore_errors=True)
         copy(template, root)
-        ended = attempt(root, source, told["killed"] + 1)
+        ended = attempt(root, work, told["killed"] + 1)
         told["killed"] += not ended
         told["half_done"] += any(path.is_file() for path in (root / "tmp").rglob("*/*"))
         store = Store.open(root)
         assert not list((root / "tmp").iterdir()), "something is left after a dead import"
         for digest in store.digests():
-            told["published"] += digest not in damaged
+            told["published"] += digest not in before
             assert digest in damaged or is_whole(store, digest), "half of an artifact counts"
         used = {file.digest for digest in store.digests() for file in files_of(store, digest)}
         blobs = {f"sha256:{path.name}" for path in (root / "blobs").rglob("*") if path.is_file()}
         assert blobs <= used, "a blob belongs to nobody"
         if ended or told["killed"] % 4 == 0:
-            assert store.is_whole(import_source(store, source)), "the next import does not put it right"
+            assert store.is_whole(work(store)), "the next attempt does not put it right"
             told["imported_again"] += 1
         if ended:
             break

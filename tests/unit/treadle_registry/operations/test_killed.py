@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft_folder import write_adapter
+from small_folder import write_model
 
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.operations.importing import import_source
@@ -51,26 +53,39 @@ def make_source(
     return make
 
 
-def run_killed(tmp_path: Path, store: Path, source: LocalSource) -> dict[str, int]:
+def run_killed(tmp_path: Path, store: Path, kind: str, value: str) -> dict[str, int]:
     script = Path(__file__).with_name("killed.py")
     path = tmp_path / "path"
-    command = [sys.executable, str(script), str(store), source.kind, source.value, str(path)]
+    command = [sys.executable, str(script), str(store), kind, value, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr
     told: dict[str, int] = json.loads(result.stdout)
-    print(f"{source.kind}: {told}")
+    print(f"{kind}: {told}")
     return told
 
 
 @pytest.mark.parametrize(("kind", "least"), [("gguf_file", 80), ("folder", 80), ("package", 80)])
 def test_an_import(tmp_path: Path, make_source: MakeSource, kind: str, least: int):
     source = make_source(kind)
-    told = run_killed(tmp_path, Store.open(tmp_path / "store").root, source)
+    told = run_killed(tmp_path, Store.open(tmp_path / "store").root, source.kind, source.value)
     assert told["killed"] >= least
     assert told["half_done"] > least // 2
     # From the rename that publishes on it counts, though the import was killed.
     assert told["published"] >= 2
     assert (told["damaged"], told["whole_at_the_end"]) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["quantization", "dtype", "adapter_merge"])
+def test_a_derivation(tmp_path: Path, kind: str):
+    store = Store.open(tmp_path / "store")
+    import_source(store, LocalSource("folder", str(write_model(tmp_path / "model"))))
+    adapter = write_adapter(tmp_path / "adapter")
+    value = {"quantization": "int4", "dtype": "float32", "adapter_merge": str(adapter)}[kind]
+    told = run_killed(tmp_path, store.root, kind, value)
+    assert told["killed"] >= 60
+    assert told["half_done"] > 30
+    assert told["published"] >= 2
+    assert (told["damaged"], told["whole_at_the_end"]) == (0, 2)
 
 
 def test_an_import_that_repairs(tmp_path: Path, make_source: MakeSource):
@@ -88,7 +103,7 @@ def test_an_import_that_repairs(tmp_path: Path, make_source: MakeSource):
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
     weights.chmod(0o444)
-    told = run_killed(tmp_path, store.root, source)
+    told = run_killed(tmp_path, store.root, source.kind, source.value)
     assert told["killed"] >= 90
     assert (told["damaged"], told["whole_at_the_end"]) == (2, 2)
 

@@ -1,4 +1,4 @@
-"""float32 to bfloat16 with numpy alone."""
+"""bfloat16 with numpy alone, as its bits."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     if nan.any():
         halves[nan] = (bits[nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(0x0040)
     return halves
+
+
+def widen_bfloat16(halves: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The float32 of each bfloat16, exactly."""
+    bits: NDArray[np.uint32] = halves.astype(np.uint32)
+    bits <<= np.uint32(16)
+    return bits.view(np.float32)

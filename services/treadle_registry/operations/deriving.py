@@ -1,0 +1,264 @@
+"""A derivation from end to end, in this process: look whether it was made, convert, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from treadle.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+)
+from treadle.models.config import ModelConfig, parse_config
+from treadle.models.llama import expected_tensors
+from treadle.models.quantization_config import FORMS
+from treadle.models.stored_folder import StoredFolder
+from treadle_registry.formats.canonical import WEIGHTS, json_bytes
+from treadle_registry.formats.float_tensors import FloatTensors, StoredFloats
+from treadle_registry.formats.gguf_reader import GgufFile
+from treadle_registry.formats.gguf_tensors import GgufTensors
+from treadle_registry.formats.peft_adapter import CONFIG as ADAPTER_CONFIG
+from treadle_registry.formats.peft_adapter import WEIGHTS as ADAPTER_WEIGHTS
+from treadle_registry.formats.peft_adapter import PeftAdapter, adapter_files
+from treadle_registry.formats.safetensors_file import TensorDigests, hash_tensors, read_header
+from treadle_registry.formats.tensor_file import TensorFile, stored_bytes
+from treadle_registry.names import source_path
+from treadle_registry.operations.conversions import (
+    Conversion,
+    DtypeConversion,
+    MergeConversion,
+    QuantizedConversion,
+)
+from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
+from treadle_registry.store.derivation import DERIVER, Derivation
+from treadle_registry.store.digests import Digests, compute_digest, digest_json
+from treadle_registry.store.exclusive import exclusive
+from treadle_registry.store.manifest import Manifest
+from treadle_registry.store.staging import Staging, disk_errors
+from treadle_registry.store.store import Published, Store
+
+_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+def derive(store: Store, parent_digest: str, derivation: Derivation, report: Report = unheard) -> Published:
+    """Makes another form of an artifact, or gives the one that was made before and is whole.
+
+    Of several who ask for the same at once one works and the others wait for it. Blocks for as long as it
+    takes: about four seconds for a hundred million parameters. Raises TreadleError: NotFound,
+    FailedPrecondition for a parent that is quantised already, DataLoss for one that is damaged, Aborted for
+    one that goes meanwhile.
+    """
+    report(Progress(Stage.CHECKING))
+    parent = store.get(parent_digest)
+    if derivation == Derivation("dtype", "bfloat16") and not parent.manifest.parent_digest:
+        return parent
+    _check_parent(parent.manifest)
+    with disk_errors("the derived model"), store.staging() as staging:
+        if derivation.kind == "adapter_merge":
+            derivation = _stage_adapter(staging, derivation)
+        with (
+            exclusive(store.root / "tmp", f"derive-{derivation.key(parent_digest)}"),
+            _still_there(store, parent_digest),
+        ):
+            return (
+                _made_before(store, parent_digest, derivation)
+                or _Derivation(store, staging, parent, derivation, report).run()
+            )
+
+
+def _check_parent(manifest: Manifest) -> None:
+    if manifest.facts.quantization:
+        raise FailedPrecondition(
+            f"the model is stored as {manifest.facts.quantization} already; derive from the model that "
+            f"it was made of, {manifest.parent_digest}",
+            reason="QUANTIZED_PARENT",
+        )
+
+
+def _made_before(store: Store, parent_digest: str, derivation: Derivation) -> Published | None:
+    """The artifact that this tool made with these parameters; a damaged one is made anew."""
+    key = derivation.key(parent_digest)
+    for digest in store.digests():
+        try:
+            known = store.get(digest)
+        except (NotFound, DataLoss):
+            # Gone meanwhile, or another's manifest that cannot be read: neither is this one's.
+            continue
+        manifest = known.manifest
+        if manifest.derivation is None or manifest.converter != DERIVER:
+            continue
+        if manifest.derivation.key(manifest.parent_digest) == key:
+            return known if store.is_whole(known) else None
+    return None
+
+
+@contextlib.contextmanager
+def _still_there(store: Store, digest: str) -> Iterator[None]:
+    """Tells a parent that was deleted meanwhile from one that is damaged."""
+    try:
+        yield
+    except (FileNotFoundError, DataLoss) as error:
+        try:
+            store.get(digest)
+        except NotFound:
+            raise Aborted(
+                "the model was deleted while another was made of it; import it again", reason="DELETED"
+            ) from error
+        if isinstance(error, DataLoss):
+            raise
+        raise DataLoss(
+            f"{error.filename} of {digest} is gone; import the model again, which replaces it",
+            reason="DAMAGED_FILE",
+        ) from error
+
+
+def _stage_adapter(staging: Staging, derivation: Derivation) -> Derivation:
+    """Copies the adapter's files, which are hashed on the way: from here on only the copies are read."""
+    folder = source_path(derivation.folder, derivation.field)
+    for name, path in adapter_files(folder).items():
+        try:
+            staging.copy(path, f"source/{name}")
+        except PermissionError as error:
+            raise PermissionDenied(
+                f"the registry may not read {name} of the adapter", reason="SOURCE_NOT_READABLE"
+            ) from error
+    files = {file.path: file.digest for file in staging.listed("source")}
+    digest = digest_json(
+        {"kind": "adapter/1", "config": files[ADAPTER_CONFIG], "weights": files[ADAPTER_WEIGHTS]}
+    )
+    return replace(derivation, value=digest)
+
+
+class _Derivation:
+    """One derivation that is really made."""
+
+    def __init__(
+        self, store: Store, staging: Staging, parent: Published, derivation: Derivation, report: Report
+    ) -> None:
+        self._store, self._staging, self._report = store, staging, report
+        self._parent, self._derivation = parent, derivation
+        # A parent that was imported has its values as they came, which may be finer than the canonical ones.
+        manifest = parent.manifest
+        imported = not manifest.parent_digest and manifest.source_files
+        self._from_source = derivation.kind == "dtype" and bool(imported)
+
+    def run(self) -> Published:
+        """Checks the parent's files, converts, publishes."""
+        self._verify_parent()
+        raw = json.loads((self._parent.canonical_folder / _CONFIG_FILE).read_bytes())
+        config = parse_config(raw)
+        with self._values(config) as values:
+            conversion = self._conversion(raw, config)
+            self._check_room(conversion)
+            tensors = self._convert(config, values, conversion)
+        self._copy_text(conversion.config)
+        self._report(Progress(Stage.PUBLISHING))
+        return self._store.publish(self._staging, self._manifest(conversion.config, tensors))
+
+    def _verify_parent(self) -> None:
+        """Hashes every file that is read; raises DataLoss that names the damaged one."""
+        manifest = self._parent.manifest
+        folder = self._parent.canonical_folder
+        canonical = StoredFolder(folder, manifest.digest, manifest.files)
+        if self._from_source:
+            StoredFolder(folder.parent / "source", manifest.digest, manifest.source_files).verify()
+            canonical.verify([file.path for file in manifest.files if file.path != _WEIGHTS_FILE])
+        else:
+            canonical.verify()
+
+    @contextlib.contextmanager
+    def _values(self, config: ModelConfig) -> Iterator[FloatTensors]:
+        """Where the parent's values are read."""
+        if not self._from_source:
+            yield self._canonical()
+            return
+        folder = self._parent.canonical_folder.parent / "source"
+        names = [file.path for file in self._parent.manifest.source_files]
+        gguf = [name for name in names if name.endswith(".gguf")]
+        if gguf:
+            with GgufFile(folder / gguf[0]) as file:
+                yield GgufTensors(file, config)
+            return
+        yield StoredFloats([folder / name for name in names if name.endswith(".safetensors")])
+
+    def _canonical(self) -> StoredFloats:
+        return StoredFloats([self._parent.canonical_folder / _WEIGHTS_FILE])
+
+    def _conversion(self, raw: Mapping[str, Any], config: ModelConfig) -> Conversion:
+        derivation = self._derivation
+        if derivation.kind == "dtype":
+            return DtypeConversion(raw, config, derivation.value)
+        if derivation.kind == "quantization":
+            quantization = next(form for form in FORMS if form == derivation.value)
+            return QuantizedConversion(raw, config, self._canonical(), quantization)
+        adapter = PeftAdapter(self._staging.path("source"), config)
+        return MergeConversion(raw, config, self._canonical(), adapter)
+
+    def _check_room(self, conversion: Conversion) -> None:
+        """Refuses early what cannot fit."""
+        needed = sum(map(stored_bytes, conversion.layouts.values()))
+        free = shutil.disk_usage(self._store.root).free
+        if free < needed:
+            raise ResourceExhausted(
+                f"the derived model has {needed} bytes and the store's disk {free} free; free some space",
+                reason="DISK_FULL",
+            )
+
+    def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> TensorDigests:
+        shapes = expected_tensors(config)
+        # Of the parent, as it lies in the canonical folder.
+        meter = StageMeter(self._report, Stage.CONVERTING, 2 * sum(map(math.prod, shapes.values())))
+        with self._staging.create_at_offsets(WEIGHTS) as write_at:
+            file = TensorFile(write_at, conversion.layouts)
+            for name in shapes:
+                first = 0
+                for piece in values.pieces(name):
+                    for part, data in conversion.pieces(name, first, piece):
+                        file.append(part, data)
+                    first += len(piece)
+                    meter.add(2 * piece.size)
+            file.close()
+        path = self._staging.path(WEIGHTS)
+        tensors = read_header(path)
+        return {
+            name: (tensors[name].dtype, tensors[name].shape, digest)
+            for name, digest, _ in hash_tensors(path, tensors)
+        }
+
+    def _copy_text(self, config: Mapping[str, Any]) -> None:
+        """Everything but the weights is the parent's, which was hashed already."""
+        for file in self._parent.manifest.files:
+            if file.path not in (_WEIGHTS_FILE, _CONFIG_FILE):
+                self._staging.copy(self._parent.canonical_folder / file.path, f"canonical/{file.path}")
+        self._staging.write(f"canonical/{_CONFIG_FILE}", json_bytes(config))
+
+    def _manifest(self, config: Mapping[str, Any], tensors: TensorDigests) -> Manifest:
+        parent, derivation = self._parent.manifest, self._derivation
+        assert parent.digests is not None
+        quantization = derivation.value if derivation.kind == "quantization" else ""
+        return Manifest(
+            digests=Digests(
+                compute=compute_digest(config, tensors),
+                tokenizer=parent.digests.tokenizer,
+                presentation=parent.digests.presentation,
+            ),
+            facts=replace(parent.facts, quantization=quantization),
+            defaults=parent.defaults,
+            files=self._staging.listed("canonical"),
+            source_files=self._staging.listed("source"),
+            source=f"{parent.source} {derivation}",
+            create_time=time.time(),
+            converter=DERIVER,
+            parent_digest=parent.digest,
+            derivation=derivation,
+        )

@@ -1,0 +1,58 @@
+"""The contract's artifacts as the client's."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from google.protobuf import timestamp_pb2
+
+from treadle.api.registry.v1 import artifact_pb2
+from treadle.client.artifact import Artifact, ArtifactFile
+
+
+def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
+    """A model in the store."""
+    facts = artifact.facts
+    return Artifact(
+        digest=artifact.digest,
+        compute_digest=artifact.compute_digest,
+        tokenizer_digest=artifact.tokenizer_digest,
+        presentation_digest=artifact.presentation_digest,
+        model_type=facts.model_type,
+        architecture=facts.architecture,
+        parameters=facts.parameters,
+        vocab_size=facts.vocab_size,
+        context_length=facts.context_length,
+        license=facts.license,
+        has_chat_template=facts.has_chat_template,
+        files=tuple(ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.files),
+        source_files=tuple(
+            ArtifactFile(file.path, file.digest, file.bytes) for file in artifact.source_files
+        ),
+        location=artifact.location,
+        source=artifact.source,
+        create_time=time_from_proto(artifact.create_time),
+        converter=artifact.converter,
+        total_bytes=artifact.total_bytes,
+        quantization=facts.quantization,
+        parent_digest=artifact.parent_digest,
+        derivation=_derivation(artifact.derivation),
+    )
+
+
+def _derivation(derivation: artifact_pb2.Derivation) -> str:
+    """In words; empty for one that was imported."""
+    match derivation.WhichOneof("kind"):
+        case "dtype":
+            return f"dtype {derivation.dtype}"
+        case "quantization":
+            return f"quantization {derivation.quantization}"
+        case "adapter_merge":
+            return f"adapter {derivation.adapter_merge.digest} of {derivation.adapter_merge.folder}"
+        case _:
+            return ""
+
+
+def time_from_proto(stamp: timestamp_pb2.Timestamp) -> datetime:
+    """A moment, in UTC."""
+    return stamp.ToDatetime(tzinfo=UTC)

@@ -1,0 +1,422 @@
+"""Artifacts made of artifacts: what they record, made once, and what a parent may not be."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from damage import flip
+from peft_folder import lora_tensors, write_adapter
+from safetensors.torch import load_file, save_file
+from small_folder import write_model
+
+from treadle.errors import (
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    TreadleError,
+)
+from treadle_registry.formats.safetensors_file import read_header
+from treadle_registry.operations.deriving import derive
+from treadle_registry.operations.importing import import_source
+from treadle_registry.operations.progress import Progress, Stage
+from treadle_registry.sources.source import LocalSource
+from treadle_registry.store.derivation import DERIVER, Derivation
+from treadle_registry.store.store import Published, Store
+
+QUANTISED = [Derivation("quantization", form) for form in ("int8", "int4", "mxfp4")]
+FLOATS = [Derivation("dtype", dtype) for dtype in ("float32", "float16")]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def parent(store: Store, tmp_path: Path) -> Published:
+    folder = write_model(tmp_path / "model", template="{{ messages }}")
+    return import_source(store, LocalSource("folder", str(folder)))
+
+
+@pytest.fixture
+def merge(tmp_path: Path) -> Derivation:
+    return Derivation("adapter_merge", "", str(write_adapter(tmp_path / "adapter")))
+
+
+def weights_of(published: Published) -> dict[str, torch.Tensor]:
+    return load_file(published.canonical_folder / "model.safetensors")
+
+
+def test_what_is_recorded(store: Store, parent: Published, merge: Derivation):
+    seen = {parent.manifest.digest}
+    for derivation in (*QUANTISED, *FLOATS, merge):
+        told: list[Progress] = []
+        derived = derive(store, parent.manifest.digest, derivation, told.append)
+        manifest = store.get(derived.manifest.digest).manifest
+        assert manifest == derived.manifest
+        assert not derived.already_present
+        assert manifest.digests is not None
+        assert parent.manifest.digests is not None
+        assert manifest.digests.compute != parent.manifest.digests.compute
+        assert manifest.digests.tokenizer == parent.manifest.digests.tokenizer
+        assert manifest.digests.presentation == parent.manifest.digests.presentation
+        assert (manifest.parent_digest, manifest.converter) == (parent.manifest.digest, DERIVER)
+        recorded = manifest.derivation
+        assert recorded is not None
+        assert recorded.kind == derivation.kind
+        if derivation.kind == "adapter_merge":
+            assert recorded.value.startswith("sha256:")
+            assert recorded.folder == derivation.folder
+        else:
+            assert recorded == derivation
+        assert manifest.facts.quantization == (derivation.value if derivation.kind == "quantization" else "")
+        assert manifest.facts.parameters == parent.manifest.facts.parameters
+        assert manifest.defaults == parent.manifest.defaults
+        assert {file.path for file in manifest.files} == {file.path for file in parent.manifest.files}
+        changed = {file.path for file in set(manifest.files) - set(parent.manifest.files)}
+        assert changed - {"config.json"} == {"model.safetensors"}
+        assert store.is_whole(derived)
+        assert told[0].stage is Stage.CHECKING
+        converting = [progress for progress in told if progress.stage is Stage.CONVERTING]
+        assert converting[-1].done_bytes == converting[-1].total_bytes == 2 * parent.manifest.facts.parameters
+        assert told[-1].stage is Stage.PUBLISHING
+        seen.add(manifest.digest)
+    assert len(seen) == 7
+    print(f"{len(seen) - 1} artifacts of one")
+
+
+def test_tensors_are_aligned_and_the_head_is_one_of_its_own(store: Store, parent: Published):
+    aligned = 0
+    for derivation in QUANTISED:
+        derived = derive(store, parent.manifest.digest, derivation)
+        for tensor in read_header(derived.canonical_folder / "model.safetensors").values():
+            width = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2}.get(tensor.dtype, 1)
+            assert tensor.offset % width == 0
+            aligned += 1
+        config = json.loads((derived.canonical_folder / "config.json").read_text())
+        weights = weights_of(derived)
+        assert config["tie_word_embeddings"] == (derivation.value == "mxfp4")
+        assert ("lm_head.weight" in weights) == (derivation.value != "mxfp4")
+        name = "model.embed_tokens.weight"
+        assert torch.equal(weights[name], weights_of(parent)[name])
+    print(f"{aligned} tensors are aligned")
+
+
+def test_made_once(store: Store, parent: Published, merge: Derivation, monkeypatch: pytest.MonkeyPatch):
+    derivations = [*QUANTISED, *FLOATS, merge]
+    made = [derive(store, parent.manifest.digest, derivation) for derivation in derivations]
+    # The same adapter under another name is the same adapter.
+    moved = Path(merge.folder).rename(Path(merge.folder).with_name("moved"))
+    derivations[-1] = Derivation("adapter_merge", "", str(moved))
+    inodes = [[path.stat().st_ino for path in sorted(one.canonical_folder.iterdir())] for one in made]
+
+    def never(*_: object) -> None:
+        raise AssertionError("what was made is not made again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "publish", never)
+        again = [derive(store, parent.manifest.digest, derivation) for derivation in derivations]
+    assert all(one.already_present for one in again)
+    assert [one.manifest for one in again] == [one.manifest for one in made]
+
+    monkeypatch.setattr("treadle_registry.store.derivation.DERIVER", "treadle-derive/2")
+    monkeypatch.setattr("treadle_registry.operations.deriving.DERIVER", "treadle-derive/2")
+    derive(store, parent.manifest.digest, derivations[0])
+    assert inodes == [[path.stat().st_ino for path in sorted(one.canonical_folder.iterdir())] for one in made]
+    assert len(list((store.root / "tmp").iterdir())) == 0
+    print(f"{len(again)} found again without work")
+
+
+_DERIVE = """
+import sys
+from pathlib import Path
+from treadle_registry.operations.deriving import derive
+from treadle_registry.store.derivation import Derivation
+from treadle_registry.store.store import Store
+print("ready", flush=True)
+sys.stdin.readline()
+derived = derive(Store(Path(sys.argv[1])), sys.argv[2], Derivation("quantization", "int4"))
+print(derived.manifest.digest, derived.already_present)
+"""
+
+
+def test_several_who_ask_at_once_have_it_made_once(store: Store, tmp_path: Path):
+    folder = write_model(tmp_path / "larger", hidden_size=256, intermediate_size=512, vocab_size=4000)
+    parent = import_source(store, LocalSource("folder", str(folder)))
+    command = [sys.executable, "-c", _DERIVE, str(store.root), parent.manifest.digest]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    told = []
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            out, _ = process.communicate(timeout=60)
+            told.append(out.split())
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    print(told)
+    assert len({digest for digest, _ in told}) == 1
+    assert sorted(present for _, present in told) == ["False", "True", "True", "True"]
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_damaged_one_is_made_anew(store: Store, parent: Published):
+    first = derive(store, parent.manifest.digest, QUANTISED[0])
+    flip(first.canonical_folder / "model.safetensors")
+    assert not store.is_whole(first)
+    again = derive(store, parent.manifest.digest, QUANTISED[0])
+    assert again.manifest.digest == first.manifest.digest
+    assert not again.already_present
+    assert store.is_whole(again)
+
+
+def test_dtypes_have_the_values_of_the_files_as_they_came(store: Store, tmp_path: Path):
+    compared = 0
+    for stored in (torch.float32, torch.float16, torch.bfloat16):
+        folder = write_model(tmp_path / str(stored), seed=compared)
+        given = {name: weight.to(stored) for name, weight in load_file(folder / "model.safetensors").items()}
+        save_file(given, folder / "model.safetensors")
+        parent = import_source(store, LocalSource("folder", str(folder)))
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            name = str(dtype).removeprefix("torch.")
+            derived = derive(store, parent.manifest.digest, Derivation("dtype", name))
+            for tensor, weight in weights_of(derived).items():
+                assert weight.dtype is dtype
+                assert torch.equal(weight, given[tensor].float().to(dtype))
+                compared += weight.numel()
+            if dtype is torch.bfloat16:
+                assert derived.manifest == parent.manifest
+            else:
+                config = json.loads((derived.canonical_folder / "config.json").read_text())
+                assert config["torch_dtype"] == name
+                back = derive(store, derived.manifest.digest, Derivation("dtype", "bfloat16"))
+                # Of float32 files float16 has fewer bits than bfloat16 has room for.
+                if dtype is torch.float32:
+                    assert back.manifest.digest == parent.manifest.digest
+                    assert back.already_present
+    print(f"{compared} values as they came")
+
+
+def test_float32_of_a_gguf_file_is_what_its_blocks_mean(
+    store: Store, tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
+):
+    model = tiny_model(layers=1)
+    path = write_gguf(tmp_path / "tiny.gguf", model, vocabulary)
+    parent = import_source(store, LocalSource("gguf_file", str(path)))
+    weights = weights_of(derive(store, parent.manifest.digest, Derivation("dtype", "float32")))
+    assert weights.keys() == model.tensors.keys()
+    for name, values in model.tensors.items():
+        assert np.array_equal(weights[name].numpy(), values)
+    assert not np.array_equal(weights_of(parent)[name].float().numpy(), values), "bfloat16 has fewer bits"
+    print(f"{len(weights)} tensors, rows of queries and keys in their order")
+
+
+def test_what_float16_cannot_hold_is_refused_by_the_tensor_s_name(store: Store, tmp_path: Path):
+    refused = 0
+    for number, value in enumerate((65520.0, -1e9, float("inf"), float("nan"))):
+        folder = write_model(tmp_path / str(number), seed=number)
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"][3, 5] = value
+        weights["model.norm.weight"][0] = 65519.0
+        save_file(weights, folder / "model.safetensors")
+        parent = import_source(store, LocalSource("folder", str(folder)))
+        with pytest.raises(FailedPrecondition, match=r"model\.layers\.0\.mlp\.up_proj\.weight") as caught:
+            derive(store, parent.manifest.digest, Derivation("dtype", "float16"))
+        assert caught.value.reason == "OUT_OF_RANGE_WEIGHTS"
+        print(caught.value.message)
+        derive(store, parent.manifest.digest, Derivation("dtype", "float32"))
+        refused += 1
+    assert refused == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_not_quantised(store: Store, tmp_path: Path, value: float):
+    folder = write_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.weight"][7, 7] = value
+    save_file(weights, folder / "model.safetensors")
+    parent = import_source(store, LocalSource("folder", str(folder)))
+    for derivation in QUANTISED:
+        with pytest.raises(FailedPrecondition, match=r"self_attn\.o_proj\.weight") as caught:
+            derive(store, parent.manifest.digest, derivation)
+        assert caught.value.reason == "NOT_FINITE_WEIGHTS"
+    assert store.digests() == [parent.manifest.digest]
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_merge_is_rounded_once(store: Store, parent: Published, tmp_path: Path, rng: random.Random):
+    tensors = lora_tensors(rng.randrange(1 << 31))
+    folder = write_adapter(tmp_path / "adapter", tensors)
+    derived = derive(store, parent.manifest.digest, Derivation("adapter_merge", "", str(folder)))
+    before, after = weights_of(parent), weights_of(derived)
+    changed, off = [], 0
+    for name, weight in after.items():
+        if torch.equal(weight, before[name]):
+            continue
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        a, b = (torch.from_numpy(tensors[f"{module}.lora_{part}.weight"]).double() for part in "AB")
+        exact = before[name].double() + 2.0 * (b @ a)
+        assert ((weight.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
+        off += int((weight != exact.bfloat16()).sum())
+        changed.append(name)
+    assert changed == ["model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    print(f"{len(changed)} weights changed; {off} values are not the nearest to the exact sum")
+    assert off <= 3
+    source = derived.canonical_folder.parent / "source"
+    assert sorted(path.name for path in source.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_chains(store: Store, parent: Published, merge: Derivation):
+    """A merged model is quantised; what is quantised is the end."""
+    merged = derive(store, parent.manifest.digest, merge)
+    for derivation in QUANTISED:
+        derived = derive(store, merged.manifest.digest, derivation)
+        assert derived.manifest.parent_digest == merged.manifest.digest
+        for again in (*QUANTISED, *FLOATS, merge):
+            with pytest.raises(FailedPrecondition) as caught:
+                derive(store, derived.manifest.digest, again)
+            assert caught.value.reason == "QUANTIZED_PARENT"
+            assert merged.manifest.digest in caught.value.message
+    wide = derive(store, merged.manifest.digest, Derivation("dtype", "float32"))
+    assert all(
+        torch.equal(weight, weights_of(merged)[name].float()) for name, weight in weights_of(wide).items()
+    )
+    # The parent may go: what was made of it is whole in itself.
+    store.delete(merged.manifest.digest)
+    assert all(store.is_whole(store.get(digest)) for digest in store.digests())
+
+
+def test_a_damaged_parent_is_told(store: Store, parent: Published, merge: Derivation):
+    told = 0
+    for derivation in (QUANTISED[1], FLOATS[0], merge):
+        kind = "source" if derivation.kind == "dtype" else "canonical"
+        for name in ("model.safetensors", "tokenizer.json"):
+            path = parent.canonical_folder.parent / kind / name
+            content = path.read_bytes()
+            flip(path)
+            with pytest.raises(DataLoss) as caught:
+                derive(store, parent.manifest.digest, derivation)
+            assert caught.value.reason == "DAMAGED_FILE"
+            assert name in caught.value.message
+            flip(path)
+            assert path.read_bytes() == content
+            told += 1
+    (parent.canonical_folder / "generation_config.json").unlink()
+    with pytest.raises(DataLoss, match=r"generation_config\.json"):
+        derive(store, parent.manifest.digest, QUANTISED[0])
+    print(f"{told + 1} damaged files told")
+    assert store.digests() == [parent.manifest.digest]
+
+
+def test_a_parent_that_is_deleted_meanwhile(store: Store, tmp_path: Path):
+    """At every progress that is told."""
+    ends: list[str] = []
+    folder = write_model(tmp_path / "model")
+    for moment in range(200):
+        parent = import_source(store, LocalSource("folder", str(folder)))
+        told = 0
+
+        def report(progress: Progress, digest: str = parent.manifest.digest, at: int = moment) -> None:
+            nonlocal told
+            if told == at:
+                store.delete(digest)
+            told += 1
+
+        try:
+            derived = derive(store, parent.manifest.digest, QUANTISED[0], report)
+        except (Aborted, NotFound) as error:
+            ends.append(error.reason)
+            assert store.digests() == []
+        else:
+            assert store.is_whole(derived)
+            if moment >= told:
+                break
+            ends.append("whole")
+            assert store.digests() == [derived.manifest.digest]
+            store.delete(derived.manifest.digest)
+        assert list((store.root / "tmp").iterdir()) == []
+    print(ends)
+    assert ends[0] == "MODEL_NOT_FOUND"
+    assert "DELETED" in ends
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    store: Store, parent: Published, merge: Derivation, monkeypatch: pytest.MonkeyPatch
+):
+    real, left, failed = os.fsync, 0, 0
+
+    def full(descriptor: int) -> None:
+        nonlocal left, failed
+        left -= 1
+        if left < 0:
+            failed += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    for derivation in (QUANTISED[1], merge):
+        monkeypatch.setattr(os, "fsync", full)
+        for writes in range(0, 12, 2):
+            left = writes
+            with pytest.raises(ResourceExhausted) as caught:
+                derive(store, parent.manifest.digest, derivation)
+            assert caught.value.reason == "DISK_FULL"
+            assert list((store.root / "tmp").iterdir()) == []
+        monkeypatch.undo()
+        assert not derive(store, parent.manifest.digest, derivation).already_present
+    usage = shutil.disk_usage(store.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=5000))
+    with pytest.raises(ResourceExhausted, match="5000 free"):
+        derive(store, parent.manifest.digest, FLOATS[0])
+    assert failed == 12
+
+
+def test_what_cannot_be_asked(store: Store, parent: Published, tmp_path: Path):
+    reasons = {}
+    for name, derivation in {
+        "int3": Derivation("quantization", "int3"),
+        "float8": Derivation("dtype", "float8"),
+        "relative": Derivation("adapter_merge", "", "adapter"),
+        "up": Derivation("adapter_merge", "", "/a/../b"),
+    }.items():
+        with pytest.raises(InvalidArgument) as caught:
+            derivation.check()
+        reasons[name] = caught.value.fields[0].field
+    assert reasons == {
+        "int3": "derivation.quantization",
+        "float8": "derivation.dtype",
+        "relative": "derivation.adapter_merge.folder",
+        "up": "derivation.adapter_merge.folder",
+    }
+    for folder, code in ((tmp_path / "absent", "INVALID_ARGUMENT"), (tmp_path / "store", "INVALID_ARGUMENT")):
+        with pytest.raises(TreadleError) as refused:
+            derive(store, parent.manifest.digest, Derivation("adapter_merge", "", str(folder)))
+        assert refused.value.code == code
+    with pytest.raises(NotFound):
+        derive(store, f"sha256:{'0' * 64}", QUANTISED[0])
