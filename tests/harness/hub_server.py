@@ -84,10 +84,10 @@ class Request:
 
 @dataclasses.dataclass
 class Fault:
-    """Something that goes wrong with paths that contain `where` (a file's name, or "" for all), `times` times.
+    """Something that goes wrong with paths that contain `where` ("": all), `times` times.
 
-    `kind`: "drop" cuts the connection at the file's byte `at`; "corrupt" changes the byte `at`; "stall" sends up
-    to the byte `at` and then nothing; "hang_up" closes without an answer; "status" answers `status`.
+    `kind`: "drop" cuts the connection at the file's byte `at`; "corrupt" changes the byte `at`; "stall" sends
+    up to the byte `at` and then nothing; "hang_up" closes without an answer; "status" answers `status`.
     """
 
     kind: str
@@ -202,10 +202,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """The record is enough."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._answer()
 
     @property

@@ -7,12 +7,20 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from treadle.errors import InvalidArgument, NotFound
-from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, is_text_part
+from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES
 from treadle_registry.names import check_file_name, is_file_name
-from treadle_registry.sources.hub_repository import HubRepository
+from treadle_registry.sources.hub_source import HubSource
 
 _REQUIRED = ("config.json", "tokenizer.json")
-_VARIANT_OF = re.compile(r"model(?:\.safetensors\.index)?\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|json)")
+_TEXT = re.compile(
+    r"config\.json|generation_config\.json|tokenizer(?:_config)?\.json|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.(?:json|txt)|merges\.txt|[A-Za-z0-9_]+\.(?:model|jinja)|chat_template\.json"
+    r"|README\.md|(?i:LICEN[CS]E|NOTICE)[A-Za-z0-9._-]{0,32}"
+)
+"""Configuration, tokenizer, templates, generation defaults, licence and card."""
+_VARIANT_OF = re.compile(
+    r"model(?:\.safetensors\.index)?\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|json)"
+)
 _SPLIT_GGUF = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 _MAX_SHARDS = 1024
 _SAID = 10
@@ -38,10 +46,10 @@ def text_files(names: Collection[str]) -> list[str]:
                 + (" (its tokenizer as tokenizer.json)" if name == "tokenizer.json" else ""),
                 reason="MISSING_FILE",
             )
-    return sorted(name for name in names if is_text_part(name))
+    return sorted(name for name in names if _TEXT.fullmatch(name) and not name.endswith(PICKLE_SUFFIXES))
 
 
-def weights_file(wanted: HubRepository, names: Collection[str]) -> str:
+def weights_file(wanted: HubSource, names: Collection[str]) -> str:
     """The index, the single file of weights, or the GGUF file that is wanted.
 
     Raises NotFound: HUB_FILE_NOT_FOUND, VARIANT_NOT_FOUND; InvalidArgument: PICKLE_WEIGHTS, MISSING_FILE,
@@ -68,11 +76,13 @@ def weights_file(wanted: HubRepository, names: Collection[str]) -> str:
 def _gguf_file(name: str, names: Collection[str]) -> str:
     if name not in names:
         raise NotFound(
-            f"the repository has no file {name}; its GGUF files: {_some_gguf(names)}", reason="HUB_FILE_NOT_FOUND"
+            f"the repository has no file {name}; its GGUF files: {_some_gguf(names)}",
+            reason="HUB_FILE_NOT_FOUND",
         )
     if _SPLIT_GGUF.fullmatch(name):
         raise InvalidArgument(
-            f"{name} is a part of a model in several GGUF files, which are not read; choose one that is whole, or "
+            f"{name} is a part of a model in several GGUF files, which are not read; choose one that is "
+            "whole, or "
             "merge them (llama-gguf-split --merge) and import the file",
             reason="SPLIT_GGUF",
         )
@@ -92,8 +102,10 @@ def _no_weights(names: Collection[str], variants: Sequence[str]) -> InvalidArgum
         )
     if any(name.endswith(PICKLE_SUFFIXES) for name in names):
         return InvalidArgument(
-            "the repository has its weights only in Python's pickle format, which can run code and is never read; "
-            "look for a revision with safetensors (the hub's converter proposes one as refs/pr/N), or convert them "
+            "the repository has its weights only in Python's pickle format, which can run code and is "
+            "never read; "
+            "look for a revision with safetensors (the hub's converter proposes one as refs/pr/N), or "
+            "convert them "
             "where you trust them (in transformers: load and save_pretrained) and import the folder",
             reason="PICKLE_WEIGHTS",
         )
@@ -114,7 +126,8 @@ def shards_of(index: Mapping[str, Any], name: str) -> tuple[str, ...]:
     files = list(mapped.values()) if isinstance(mapped, dict) else []
     if not files or not all(isinstance(file, str) and file.endswith(".safetensors") for file in files):
         raise InvalidArgument(
-            f"{name} has no weight_map to safetensors files; convert the model to safetensors, or take its own index",
+            f"{name} has no weight_map to safetensors files; convert the model to safetensors, or take its "
+            "own index",
             reason="CORRUPT_WEIGHTS",
         )
     shards = tuple(sorted(check_file_name(file, name) for file in set(files)))
