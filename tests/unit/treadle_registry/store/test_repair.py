@@ -12,8 +12,10 @@ from damage import flip
 from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFolder, file_digest
 from treadle_registry.operations.importing import import_source
+from treadle_registry.operations.progress import unheard
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
+from treadle_registry.store.verification import verify_artifacts
 
 
 @pytest.fixture
@@ -66,8 +68,11 @@ def _replace(path: Path, content: bytes) -> None:
 def test_importing_again_puts_it_right(store: Store, sources: list[LocalSource], case: str):
     first, other = (import_source(store, source) for source in (sources[0], sources[2]))
     DAMAGE[case](first.canonical_folder.parent)
+    _, damaged = verify_artifacts(store, store.digests(), unheard)
+    assert first.manifest.digest in {file.artifact_digest for file in damaged}
     again = import_source(store, sources[0])
     assert not again.already_present
+    assert verify_artifacts(store, store.digests(), unheard)[1] == []
     assert again.manifest.digests == first.manifest.digests
     verify(again)
     assert whole(store) == [True] * 2
