@@ -84,7 +84,7 @@ class Request:
 
 @dataclasses.dataclass
 class Fault:
-    """Something that goes wrong with paths that contain `where` ("": all), `times` times.
+    """Something that goes wrong with the file, or the start of a path, `where` ("": all), `times` times.
 
     `kind`: "drop" cuts the connection at the file's byte `at`; "corrupt" changes the byte `at`; "stall" sends
     up to the byte `at` and then nothing; "hang_up" closes without an answer; "status" answers `status`.
@@ -98,6 +98,11 @@ class Fault:
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     happened: int = 0
 
+    def befalls(self, path: str) -> bool:
+        """Whether a path, or one of several names with spaces between, is meant."""
+        whole = self.where.startswith("/") and self.where in path
+        return not self.where or whole or self.where in re.split(r"[ /]", path)
+
 
 class HubServer:
     """The running hub. `url` is what HF_ENDPOINT takes."""
@@ -107,6 +112,8 @@ class HubServer:
         self.tokens: set[str] = set()
         """Tokens that somebody has."""
         self.faults: list[Fault] = []
+        self.answers: bytes | None = None
+        """What the list of files is instead."""
         self.requests: list[Request] = []
         self.waiting = threading.Event()
         """Set once a request stalls."""
@@ -176,7 +183,7 @@ class HubServer:
         """The fault that befalls this path now; it counts as having happened."""
         with self._lock:
             for fault in self.faults:
-                if fault.kind in kinds and fault.happened < fault.times and fault.where in path:
+                if fault.kind in kinds and fault.happened < fault.times and fault.befalls(path):
                     fault.happened += 1
                     return fault
         return None
@@ -259,6 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(entry)
         body = {"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings}
         text = json.dumps(body | {"gated": "manual" if repository.gated else False, "tags": []}).encode()
+        text = text if self.hub.answers is None else self.hub.answers
         self._begin(200, {"Content-Type": "application/json", "Content-Length": str(len(text))})
         self._body(text)
 

@@ -7,14 +7,16 @@ ends early, and compares no hash; see `hub_download`.
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from huggingface_hub import HfApi, constants, get_session, hf_hub_url
+from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from treadle import __version__
@@ -27,6 +29,7 @@ from treadle_registry.sources.hub_source import HubSource
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
+_TALKATIVE = ("httpx", "httpx2", "httpcore", "httpcore2")
 _MAX_LISTED = 100_000
 _MAX_TOKEN = 4096
 _PAUSES_S = (0.3, 1.0)
@@ -69,6 +72,9 @@ class HubClient:
         self, token: str | None = None, *, endpoint: str | None = None, cache: Path | None = None
     ) -> None:
         """Without a token the client's own ways hold: HF_TOKEN, HF_TOKEN_PATH, `hf auth login`."""
+        # They log whole addresses, and those of a hub's files carry a signature that opens them.
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._token = token
         self.endpoint = endpoint or constants.ENDPOINT
         self.cache = cache or Path(constants.HF_HUB_CACHE)
@@ -81,19 +87,22 @@ class HubClient:
         if path is None:
             return cls()
         try:
-            token = path.read_text()[:_MAX_TOKEN].strip()
+            with path.open() as file:
+                return cls(_checked(file.read(_MAX_TOKEN).strip(), str(path)))
         except (OSError, UnicodeDecodeError) as error:
-            raise FailedPrecondition(
-                f"the hub's token cannot be read from {path} ({type(error).__name__}); look at "
-                "TREADLE_REGISTRY_HUB_TOKEN_FILE",
-                reason="HUB_TOKEN_UNREADABLE",
-            ) from error
-        if not token or not token.isascii() or not token.isprintable():
-            raise FailedPrecondition(
-                f"{path} has no token of the hub's in one line; look at TREADLE_REGISTRY_HUB_TOKEN_FILE",
-                reason="HUB_TOKEN_UNREADABLE",
-            )
-        return cls(token)
+            raise _unreadable(str(path)) from error
+
+    @functools.cached_property
+    def _credential(self) -> str | Literal[False]:
+        """The token that goes with every call, or False for none; found before any call is made."""
+        if self._token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            return False
+        try:
+            token = self._token or get_token()
+        except (OSError, ValueError) as error:
+            # Not from the error: a decoder's quotes what it read.
+            raise _unreadable(f"HF_TOKEN or {constants.HF_TOKEN_PATH}") from error
+        return _checked(token, f"HF_TOKEN or {constants.HF_TOKEN_PATH}") if token else False
 
     @property
     def offline(self) -> bool:
@@ -110,7 +119,7 @@ class HubClient:
 
     def _listing(self, source: HubSource) -> Listing:
         api = HfApi(
-            endpoint=self.endpoint, token=self._token, library_name=_LIBRARY, library_version=__version__
+            endpoint=self.endpoint, token=self._credential, library_name=_LIBRARY, library_version=__version__
         )
         try:
             with hub_errors(self.endpoint, source):
@@ -156,7 +165,7 @@ class HubClient:
         HF_HUB_DOWNLOAD_TIMEOUT seconds.
         """
         url = hf_hub_url(source.repository, name, revision=commit, endpoint=self.endpoint)
-        headers = build_hf_headers(token=self._token, library_name=_LIBRARY, library_version=__version__)
+        headers = build_hf_headers(token=self._credential, library_name=_LIBRARY, library_version=__version__)
         # Sizes and hashes are those of what is stored, not of what is packed for the way.
         headers["Accept-Encoding"] = "identity"
         if start or end is not None:
@@ -173,3 +182,18 @@ class HubClient:
         ):
             hf_raise_for_status(response)
             yield start if response.status_code == 206 else 0, response.iter_bytes()
+
+
+def _checked(token: str, where: str) -> str:
+    if not token or not token.isascii() or not token.isprintable():
+        raise _unreadable(where)
+    return token
+
+
+def _unreadable(where: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"the hub's token cannot be read from {where}: it must be one line that the registry may read; "
+        "look at "
+        "TREADLE_REGISTRY_HUB_TOKEN_FILE and HF_TOKEN_PATH",
+        reason="HUB_TOKEN_UNREADABLE",
+    )
