@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hub_server import HubServer
@@ -29,6 +30,20 @@ class RunningImport:
         """SIGKILL, and the wait for its end."""
         self.process.kill()
         self.process.wait(10)
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def until(self, reached: Callable[[Progress], bool]) -> Progress:
+        """Reads until it tells such a progress."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = event_from_json(json.loads(line))
+            assert isinstance(event, Progress), event
+            self.progress.append(event)
+            if reached(event):
+                return event
+        raise AssertionError("the import's process ended before")
 
     def result(self) -> Imported:
         """How it ended; raises what it says went wrong."""
@@ -48,8 +63,11 @@ class RunningImport:
 class HubMachine:
     """Where imports of one user run."""
 
-    def __init__(self, folder: Path, hub: HubServer, **environment: str) -> None:
-        self.home, self.folder = folder / "hf", folder
+    def __init__(
+        self, folder: Path, hub: HubServer, *, inside: Sequence[str] = (), **environment: str
+    ) -> None:
+        """`inside` is a command that runs others, in a namespace of its own."""
+        self.home, self.folder, self._inside = folder / "hf", folder, list(inside)
         self.cache = self.home / "hub"
         self.store = Store.open(folder / "store")
         unwanted = [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]
@@ -63,13 +81,16 @@ class HubMachine:
 
     def start(self, source: HubSource, *, validate_only: bool = False, **environment: str) -> RunningImport:
         """Starts an import; it ends with the test at the latest, as its standard input does."""
-        process = subprocess.Popen(
-            child_command([sys.executable, "-m", "treadle_registry.operations.job_process"]),
-            env=self.environment | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder / "job.log").open("ab"),
-        )
+        with (self.folder / "job.log").open("ab") as log:
+            process = subprocess.Popen(
+                child_command(
+                    [*self._inside, sys.executable, "-m", "treadle_registry.operations.job_process"]
+                ),
+                env=self.environment | environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         assert process.stdin is not None
         process.stdin.write(encode_job(self.store.root, ImportJob(source, validate_only)))
         process.stdin.flush()
@@ -82,10 +103,10 @@ class HubMachine:
             return running.result()
         finally:
             running.kill()
-            assert running.process.stdin is not None
-            assert running.process.stdout is not None
-            running.process.stdin.close()
-            running.process.stdout.close()
+
+    def partial_bytes(self) -> int:
+        """What has come of files that are not whole."""
+        return sum(path.stat().st_size for path in self.cache.glob("models--*/blobs/*.incomplete"))
 
     def blobs(self) -> list[Path]:
         """Everything that lies among the cache's blobs, whole or not."""

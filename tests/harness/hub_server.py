@@ -87,7 +87,8 @@ class Fault:
     """Something that goes wrong with the file, or the start of a path, `where` ("": all), `times` times.
 
     `kind`: "drop" cuts the connection at the file's byte `at`; "corrupt" changes the byte `at`; "stall" sends
-    up to the byte `at` and then nothing; "hang_up" closes without an answer; "status" answers `status`.
+    up to the byte `at`, and the rest once `released` is set; "hang_up" closes without an answer; "status"
+    answers `status`.
     """
 
     kind: str
@@ -336,6 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.kind == "stall":
             self.hub.waiting.set()
             self.hub.released.wait(60)
+            self._body(data[until:end])
 
     def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.record.status = status

@@ -101,8 +101,7 @@ def _check_hash(opened: OpenedSource, name: str, staging: Staging) -> None:
         path = opened.model.files[name].resolve()
         raise DataLoss(
             f"{name} is damaged: {path} has the hash {found.removeprefix('sha256:')} and not {expected}; "
-            "remove that "
-            "file and import again",
+            "remove that file and import again",
             reason="CHECKSUM_MISMATCH",
             metadata={"file": name, "expected_hash": expected},
         )

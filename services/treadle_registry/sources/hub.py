@@ -72,7 +72,7 @@ def _open_cached(source: HubSource, client: HubClient) -> OpenedSource:
     cache = HubCache(client.cache, source.repository)
     commit = cache.commit_of(source.wanted_revision)
     if commit is None:
-        raise _not_cached(source, cache, f"the revision {source.wanted_revision!r}")
+        raise _not_cached(source, cache, f"revision {source.wanted_revision!r}")
     names = cache.names(commit)
     weights: tuple[str, ...] = (source.gguf_file,)
 
@@ -114,11 +114,9 @@ def _not_cached(source: HubSource, cache: HubCache, what: str) -> NotFound:
         else ""
     )
     return NotFound(
-        f"{what} of {source.repository} is not in the hub's cache ({cache.folder}), and nothing may leave "
-        "the "
+        f"the hub's cache ({cache.folder}) has no {what} of {source.repository}, and nothing may leave the "
         f"machine (HF_HUB_OFFLINE or local_files_only){short}; import it once with the hub, or bring the "
-        "folder here "
-        "from a machine that has it",
+        "folder here from a machine that has it",
         reason="FILE_NOT_CACHED",
         metadata={"file": what, "repository": source.repository, "revision": revision},
     )

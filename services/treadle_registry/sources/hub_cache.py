@@ -51,8 +51,7 @@ def cache_errors(cache: Path) -> Iterator[None]:
         if error.errno in _REFUSED:
             raise PermissionDenied(
                 f"the registry may not write into the hub's cache {cache} ({error.strerror}); give it the "
-                "right to, "
-                "or name another folder in HF_HUB_CACHE",
+                "right to, or name another folder in HF_HUB_CACHE",
                 reason="HUB_CACHE_NOT_WRITABLE",
             ) from error
         raise

@@ -192,8 +192,7 @@ def _checked(token: str, where: str) -> str:
 
 def _unreadable(where: str) -> FailedPrecondition:
     return FailedPrecondition(
-        f"the hub's token cannot be read from {where}: it must be one line that the registry may read; "
-        "look at "
-        "TREADLE_REGISTRY_HUB_TOKEN_FILE and HF_TOKEN_PATH",
+        f"the hub's token cannot be read from {where}: it must be one line that the registry may read; look "
+        "at TREADLE_REGISTRY_HUB_TOKEN_FILE and HF_TOKEN_PATH",
         reason="HUB_TOKEN_UNREADABLE",
     )

@@ -117,8 +117,7 @@ class HubDownload:
         if free < needed:
             raise ResourceExhausted(
                 f"{needed} bytes are to come and the disk of the hub's cache {self._client.cache} has "
-                f"{free} free; "
-                "free some space, or name another folder in HF_HUB_CACHE",
+                f"{free} free; free some space, or name another folder in HF_HUB_CACHE",
                 reason="DISK_FULL",
             )
 

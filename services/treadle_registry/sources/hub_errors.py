@@ -111,8 +111,7 @@ def _gated(error: GatedRepoError, name: str) -> TreadleError:
         )
     return PermissionDenied(
         f"{name} is gated and the token's owner is not on its list: ask for access on its page on the hub, "
-        "or "
-        f"{_AUTHENTICATE}",
+        f"or {_AUTHENTICATE}",
         reason="GATED_REPOSITORY",
     )
 
@@ -129,8 +128,7 @@ def _status(error: HfHubHTTPError, host: str, what: str) -> TreadleError:
         after = _retry_after(error)
         return ResourceExhausted(
             f"{host} has had too many requests from here; try again in {after:g} s, or with a token, which "
-            "raises "
-            "the limit",
+            "raises the limit",
             reason=RATE_LIMITED,
             retry_after_s=after,
         )

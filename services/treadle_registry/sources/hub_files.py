@@ -82,8 +82,7 @@ def _gguf_file(name: str, names: Collection[str]) -> str:
     if _SPLIT_GGUF.fullmatch(name):
         raise InvalidArgument(
             f"{name} is a part of a model in several GGUF files, which are not read; choose one that is "
-            "whole, or "
-            "merge them (llama-gguf-split --merge) and import the file",
+            "whole, or merge them (llama-gguf-split --merge) and import the file",
             reason="SPLIT_GGUF",
         )
     return name
@@ -103,10 +102,9 @@ def _no_weights(names: Collection[str], variants: Sequence[str]) -> InvalidArgum
     if any(name.endswith(PICKLE_SUFFIXES) for name in names):
         return InvalidArgument(
             "the repository has its weights only in Python's pickle format, which can run code and is "
-            "never read; "
-            "look for a revision with safetensors (the hub's converter proposes one as refs/pr/N), or "
-            "convert them "
-            "where you trust them (in transformers: load and save_pretrained) and import the folder",
+            "never read; look for a revision with safetensors (the hub's converter proposes one as "
+            "refs/pr/N), or convert them where you trust them (in transformers: load and save_pretrained) "
+            "and import the folder",
             reason="PICKLE_WEIGHTS",
         )
     return InvalidArgument(

@@ -152,8 +152,7 @@ class _HeaderReader:
         if self._left < 0:
             raise InvalidArgument(
                 f"the headers of {self._source.repository} have more than {_ALL_HEADERS} bytes; import the "
-                "model to "
-                "look at it",
+                "model to look at it",
                 reason="HEADER_TOO_LARGE",
             )
         with contextlib.suppress(Unavailable):

@@ -55,8 +55,7 @@ class HubSource:
             raise invalid_field(
                 "hub.gguf_file",
                 "must be the name of a .gguf file at the top of the repository: letters, digits, '.', '_' "
-                "and "
-                f"'-'; got {self.gguf_file[:100]!r}",
+                f"and '-'; got {self.gguf_file[:100]!r}",
             )
         if self.gguf_file and self.variant:
             raise invalid_field("hub.variant", "belongs to safetensors; leave it out beside gguf_file")
@@ -72,8 +71,7 @@ class HubSource:
             raise invalid_field(
                 "hub.repository",
                 f'must be "owner/name" of at most {_MAX_REPOSITORY} letters, digits, ".", "_" and "-", as '
-                "the "
-                f"hub has it, and no address; got {name[:100]!r}",
+                f"the hub has it, and no address; got {name[:100]!r}",
             )
 
     def _check_revision(self) -> None:

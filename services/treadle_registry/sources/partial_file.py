@@ -78,8 +78,7 @@ class PartialFile:
         self._path.unlink(missing_ok=True)
         return DataLoss(
             f"{self._name} came damaged and was thrown away: {what}; import again, and look at proxies "
-            "where it "
-            "stays so",
+            "where it stays so",
             reason="CHECKSUM_MISMATCH",
             metadata={"file": self._name, "expected_hash": self._expected.etag},
         )
