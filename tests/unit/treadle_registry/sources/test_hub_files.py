@@ -8,6 +8,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from treadle.errors import InvalidArgument, NotFound
 from treadle_registry.sources.hub_files import (
+    check_required,
     check_shards,
     index_name,
     shards_of,
@@ -127,7 +128,7 @@ def test_texts_of_a_model_and_no_others():
 @pytest.mark.parametrize("missing", TEXTS)
 def test_a_repository_without_what_every_model_has(missing: str):
     with pytest.raises(InvalidArgument, match=missing):
-        text_files([name for name in TEXTS if name != missing])
+        check_required([name for name in TEXTS if name != missing])
 
 
 @pytest.mark.parametrize(
