@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
+from treadle_registry.config import HubConfig
 from treadle_registry.formats.inspection import Inspection
 from treadle_registry.operations.deriving import derive
 from treadle_registry.operations.importing import check_source, import_source
@@ -68,8 +69,8 @@ class _Speaker:
 def _import(store: Store, job: ImportJob, report: Report) -> Imported:
     if job.validate_only:
         report(Progress(Stage.CHECKING))
-        return Imported(check_source(job.source))
-    published = import_source(store, job.source, report)
+        return Imported(check_source(job.source, HubConfig()))
+    published = import_source(store, job.source, report, HubConfig())
     return Imported(published.manifest, published.already_present)
 
 
@@ -80,7 +81,7 @@ def _verify(store: Store, job: VerifyJob, report: Report) -> Verified:
 
 
 def _inspect(job: InspectJob) -> Inspection:
-    found = inspect_source(job.source)
+    found = inspect_source(job.source, HubConfig())
     return replace(found, refusal=_naming_field(found.refusal, job) if found.refusal else None)
 
 

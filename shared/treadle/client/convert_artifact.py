@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
 
-from treadle.api.registry.v1 import artifact_pb2
-from treadle.client.artifact import Artifact, ArtifactFile
+from treadle.api.registry.v1 import artifact_pb2, inspection_pb2, registry_pb2
+from treadle.client.artifact import Artifact, ArtifactFile, ModelSource
 
 
 def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
@@ -56,3 +56,17 @@ def _derivation(derivation: artifact_pb2.Derivation) -> str:
 def time_from_proto(stamp: timestamp_pb2.Timestamp) -> datetime:
     """A moment, in UTC."""
     return stamp.ToDatetime(tzinfo=UTC)
+
+
+def set_source(
+    request: registry_pb2.ImportModelRequest | inspection_pb2.InspectModelRequest, source: ModelSource
+) -> None:
+    """Puts the source into the field of its kind."""
+    if source.kind == "hub":
+        request.hub.repository = source.value
+        request.hub.revision = source.hub.revision
+        request.hub.variant = source.hub.variant
+        request.hub.gguf_file = source.hub.gguf_file
+        request.hub.local_files_only = source.hub.local_files_only
+    else:
+        setattr(request, source.kind, source.value)

@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from treadle.api.registry.v1 import deployment_pb2, inspection_pb2, planning_pb2
 from treadle.client.artifact import ModelSource
+from treadle.client.convert_artifact import set_source
 from treadle.client.registry_connection import RegistryConnection
 from treadle.errors import TreadleError, invalid_field
 from treadle.rpc import from_status
@@ -108,7 +109,7 @@ class PlanningMethods(RegistryConnection):
         if isinstance(source, str):
             request.model = source
         else:
-            setattr(request, source.kind, source.value)
+            set_source(request, source)
         response = await self._call(lambda _: self._stub.InspectModel(request, timeout=_INSPECT_S))
         return _inspection_from_proto(response)
 

@@ -9,7 +9,7 @@ from google.longrunning import operations_proto_pb2
 
 from treadle.api.registry.v1 import registry_pb2
 from treadle.client.artifact import Alias, Artifact, ImportProgress, ModelSource
-from treadle.client.convert_artifact import artifact_from_proto
+from treadle.client.convert_artifact import artifact_from_proto, set_source
 from treadle.client.deployment_convert import alias_from_proto
 from treadle.client.deployment_methods import DeploymentMethods
 from treadle.client.derivation import DerivationMethods
@@ -29,7 +29,7 @@ class RegistryClient(VerificationMethods, DerivationMethods, DeploymentMethods, 
         The import goes on in the registry when the iteration is left.
         """
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
-        setattr(request, source.kind, source.value)
+        set_source(request, source)
         operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
         response = registry_pb2.ImportModelResponse()
         async for running in self._follow(operation, response, timeout_s):
@@ -93,4 +93,10 @@ def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
     metadata = registry_pb2.ImportModelMetadata()
     operation.metadata.Unpack(metadata)
     stage = registry_pb2.ImportStage.Name(metadata.stage).removeprefix("IMPORT_STAGE_").lower()
-    return ImportProgress(stage, metadata.done_bytes, metadata.total_bytes)
+    return ImportProgress(
+        stage,
+        metadata.done_bytes,
+        metadata.total_bytes,
+        done_files=metadata.done_files,
+        total_files=metadata.total_files,
+    )
