@@ -63,7 +63,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="SOURCE|NAME",
-            help="As for import: a folder, a .gguf file, package:NAME, hub:OWNER/NAME; or a model of the store.",
+            help="As for import: a folder, a .gguf file, package:…, hub:…; or a model of the store.",
             show_default=False,
         ),
     ],
@@ -92,7 +92,7 @@ def inspect(
         given = with_hub_options(given, options)
     elif options != HubOptions():
         raise invalid_field(
-            "source", f"{source} is a model of the store; options of a hub fit hub:OWNER/NAME"
+            "source", f"{source} is in the store; options of a hub fit hub:OWNER/NAME"
         )
     found = run_until_interrupted(_inspect(registry_address(registry), given, source))
     if as_json:
