@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from small_folder import write_model
-from treadle_registry.formats.bfloat16 import round_to_bfloat16
 
+from treadle.models.bfloat16 import round_to_bfloat16
 from treadle.models.config import parse_config
 from treadle.models.llama import expected_tensors
 from treadle_registry.formats.safetensors_file import bfloat16_header

@@ -91,9 +91,7 @@ def inspect(
     if given is not None:
         given = with_hub_options(given, options)
     elif options != HubOptions():
-        raise invalid_field(
-            "source", f"{source} is in the store; options of a hub fit hub:OWNER/NAME"
-        )
+        raise invalid_field("source", f"{source} is in the store; options of a hub fit hub:OWNER/NAME")
     found = run_until_interrupted(_inspect(registry_address(registry), given, source))
     if as_json:
         refusal = found.refusal

@@ -31,7 +31,7 @@ from treadle.errors import (
     Unauthenticated,
     Unavailable,
 )
-from treadle.rpc import open_channel
+from treadle.rpc import from_status, open_channel
 
 TOKEN = "hf_" + "V3rySecretIndeed" * 2
 
@@ -317,3 +317,42 @@ async def test_the_command_line(hub: HubServer, registry: HubRegistry, files: di
         assert refused.returncode != 0
         assert "Traceback" not in refused.stderr
     print(f"{len(hub.requests)} requests; {missing.stderr.strip()}")
+
+
+async def test_a_repository_is_inspected_from_its_headers(hub: HubServer, registry: HubRegistry):
+    files = model_files(seed=3, hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+    hub.add(REPOSITORY, bfloat16_shards(files, 3), "v1")
+    hub.add(
+        "river/strange", files | {"config.json": files["config.json"].replace(b'"llama"', b'"delta_net"')}
+    )
+
+    async def inspected(**source: Any) -> Any:
+        asked = source_pb2.HubSource(**{"repository": REPOSITORY} | source)
+        return await registry.stubs.call("InspectModel", hub=asked)
+
+    found = await inspected(revision="v1")
+    sizes = {file.path: file.bytes for file in found.files}
+    shards = [name for name in sizes if name.endswith(".safetensors")]
+    assert len(shards) == 3
+    assert found.facts.parameters == sum(share.parameters for share in found.facts.dtypes)
+    assert [share.dtype for share in found.facts.dtypes] == ["BF16"]
+    assert not found.HasField("refusal")
+    came = sum(hub.sent(name) for name in shards)
+    assert 0 < came < sum(sizes[name] for name in shards) / 4, "headers are a small part of the weights"
+    assert not registry.cache.exists() or not list(registry.cache.glob("models--*/blobs/*")), (
+        "nothing is kept"
+    )
+    strange = await inspected(repository="river/strange")
+    assert strange.facts.model_type == "delta_net"
+    assert strange.facts.parameters == found.facts.parameters
+    assert error_reason(strange.refusal) == "UNSUPPORTED_ARCHITECTURE"
+    with pytest.raises(NotFound, match="no revision 'main'"):
+        await inspected(local_files_only=True)
+    imported = await registry.imported()
+    assert imported.artifact.facts.parameters == found.facts.parameters
+    print(f"{came} of {sum(sizes[name] for name in shards)} bytes of weights came for the headers")
+
+
+def error_reason(status: Any) -> str:
+    """The stable reason of a status."""
+    return from_status(status).reason
