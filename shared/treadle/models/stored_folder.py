@@ -120,6 +120,6 @@ def _digest(path: Path, stopped: Callable[[], bool]) -> tuple[str, int]:
     return f"sha256:{digest.hexdigest()}", size
 
 
-def file_digest(path: Path) -> str:
-    """The digest of a file's content, as `StoredFile` has it; raises OSError."""
-    return _digest(path, lambda: False)[0]
+def file_digest(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+    """The digest of a file's content, as `StoredFile` has it; raises OSError, and Cancelled once `stopped`."""
+    return _digest(path, stopped)[0]

@@ -1,0 +1,44 @@
+"""Blocking calls off the event loop, one after another for whoever makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+async def run_blocking(
+    executor: Executor | None, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Runs `call` in a thread; None: the loop's own threads.
+
+    A thread cannot be called off: a caller that is cancelled waits for its end before the cancellation goes
+    on, so that what the call works on can be closed afterwards. Give it little work at a time.
+    """
+    running = asyncio.get_running_loop().run_in_executor(executor, lambda: call(*args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()
+        raise
+
+
+async def run_stoppable(call: Callable[[Callable[[], bool]], _T]) -> _T:
+    """Runs a long `call` in a thread; what it is given says True once the caller was cancelled."""
+    stop = threading.Event()
+    running = asyncio.get_running_loop().run_in_executor(None, call, stop.is_set)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()
+        raise
