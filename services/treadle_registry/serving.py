@@ -14,7 +14,7 @@ from treadle.rpc import RpcServer
 from treadle.security import ServerSecurity
 from treadle.telemetry.service import Telemetry, running_telemetry
 from treadle_registry.config import RegistryConfig
-from treadle_registry.operations.imports import Imports
+from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
@@ -26,35 +26,35 @@ logger = logging.getLogger(__name__)
 async def serving(
     config: RegistryConfig, telemetry: Telemetry | None = None, security: ServerSecurity | None = None
 ) -> AsyncIterator[RpcServer]:
-    """Opens the store and serves it until the block ends; then running imports are killed."""
+    """Opens the store and serves it until the block ends; then running jobs are killed."""
     registry = await Registry.open(config.store)
-    imports = Imports(
+    operations = Operations(
         registry,
         max_running=config.max_imports,
         max_waiting=config.max_waiting_imports,
         kept=config.kept_operations,
     )
     try:
-        interrupted = await imports.recover()
+        interrupted = await operations.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
         server = RpcServer(
             config.address, security=security or config.transport.server(), telemetry=telemetry
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, imports),  # type: ignore[abstract]
+            RegistryServicer(registry, operations),  # type: ignore[abstract]
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(
             operations_pb2_grpc.add_OperationsServicer_to_server,
-            OperationsServicer(imports, registry.store),
+            OperationsServicer(operations, registry.store),
             SERVICE_NAME,
         )
         async with server.running(config.grace_period_s):
             await server.set_ready(True)
             yield server
     finally:
-        await imports.close()
+        await operations.close()
         await registry.close()
 
 

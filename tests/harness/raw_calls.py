@@ -91,7 +91,7 @@ class Asker:
         for process in holder.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 command = " ".join(process.cmdline())
-                if "import_process" in command or "template_process" in command:
+                if "job_process" in command or "template_process" in command:
                     continue
                 if (parent := process.parent()) is not None and parent.cmdline() == process.cmdline():
                     continue

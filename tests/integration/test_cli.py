@@ -113,6 +113,7 @@ def test_models_come_and_go(suite):
     assert treadle(suite, *gone, "again").stdout.split()[:2] == [digest, "again"]
     assert "/nowhere" in treadle(suite, *gone, "other", check=False).stderr
     treadle(suite, "models", "alias", "third", digest[:20])
+    assert "every file is whole" in treadle(suite, "models", "verify", "third").stdout
     listed = json.loads(treadle(suite, "models", "list", "--json").stdout)
     assert [(row["digest"], row["aliases"]) for row in listed] == [(digest, ["again", "smollm2", "third"])]
     for name in ("again", "third"):

@@ -13,16 +13,12 @@ from treadle_registry.formats.canonical import (
     manifest_of,
     write_text_parts,
 )
-from treadle_registry.operations.job import Source
-from treadle_registry.operations.progress import ImportProgress, Report, Stage, StageMeter
+from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
 from treadle_registry.sources.local import SourceModel, open_source
+from treadle_registry.sources.source import LocalSource, Source
 from treadle_registry.store.manifest import CONVERTER, Manifest
 from treadle_registry.store.staging import Staging, disk_errors
 from treadle_registry.store.store import Published, Store
-
-
-def _unheard(progress: ImportProgress) -> None:
-    """Progress that nobody wants."""
 
 
 def check_source(source: Source) -> Manifest:
@@ -43,12 +39,12 @@ def check_source(source: Source) -> Manifest:
     )
 
 
-def import_source(store: Store, source: Source, report: Report = _unheard) -> Published:
+def import_source(store: Store, source: Source, report: Report = unheard) -> Published:
     """Imports `source` into `store` and gives the artifact; one that is there and whole is given as it is.
 
     Blocks for as long as it takes: about a second for 50 million parameters. Raises TreadleError.
     """
-    report(ImportProgress(Stage.CHECKING))
+    report(Progress(Stage.CHECKING))
     model = open_source(source)
     check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())
@@ -62,9 +58,9 @@ def import_source(store: Store, source: Source, report: Report = _unheard) -> Pu
         return _convert(store, staging, model, source, report)
 
 
-def import_package(store: Store, name: str, report: Report = _unheard) -> Published:
+def import_package(store: Store, name: str, report: Report = unheard) -> Published:
     """Imports the model that an installed Python package carries; see `import_source`."""
-    return import_source(store, Source("package", name), report)
+    return import_source(store, LocalSource("package", name), report)
 
 
 def _convert(store: Store, staging: Staging, model: SourceModel, source: Source, report: Report) -> Published:
@@ -72,7 +68,7 @@ def _convert(store: Store, staging: Staging, model: SourceModel, source: Source,
     parts, tensors = model.stage(staging, report)
     check_parts(parts)
     write_text_parts(staging, parts)
-    report(ImportProgress(Stage.PUBLISHING))
+    report(Progress(Stage.PUBLISHING))
     return store.publish(staging, manifest_of(staging, parts, tensors, str(source)))
 
 

@@ -1,4 +1,4 @@
-"""How far an import is."""
+"""How far a job is."""
 
 from __future__ import annotations
 
@@ -8,24 +8,32 @@ from enum import Enum
 
 
 class Stage(Enum):
-    """What an import does now."""
+    """What a job does now."""
 
     CHECKING = "checking"
+    DOWNLOADING = "downloading"
     COPYING = "copying"
     CONVERTING = "converting"
     PUBLISHING = "publishing"
+    VERIFYING = "verifying"
 
 
 @dataclass(frozen=True, slots=True)
-class ImportProgress:
-    """Bytes are those of the stage's own work: copied, then written."""
+class Progress:
+    """Bytes and items (files, artifacts) are those of the stage's own work."""
 
     stage: Stage
     done_bytes: int = 0
     total_bytes: int = 0
+    done_items: int = 0
+    total_items: int = 0
 
 
-Report = Callable[[ImportProgress], None]
+Report = Callable[[Progress], None]
+
+
+def unheard(progress: Progress) -> None:
+    """Progress that nobody wants."""
 
 
 class StageMeter:
@@ -38,4 +46,4 @@ class StageMeter:
     def add(self, count: int) -> None:
         """Says that `count` more bytes are done."""
         self._done += count
-        self._report(ImportProgress(self._stage, self._done, self._total))
+        self._report(Progress(self._stage, self._done, self._total))

@@ -1,4 +1,4 @@
-"""Imports and artifacts."""
+"""Operations and artifacts."""
 
 # ruff: noqa: N802 - RPCs are named by the contract
 
@@ -7,27 +7,28 @@ from __future__ import annotations
 from google.longrunning import operations_proto_pb2
 
 from treadle.api.registry.v1 import registry_pb2, registry_pb2_grpc
-from treadle_registry.operations.imports import Imports
+from treadle_registry.names import check_digest
+from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
-from treadle_registry.servicing.convert import (
-    alias_to_proto,
-    import_request_from_proto,
+from treadle_registry.servicing.convert import alias_to_proto, published_to_proto
+from treadle_registry.servicing.convert_operations import (
+    import_from_proto,
     operation_to_proto,
-    published_to_proto,
+    verification_from_proto,
 )
 
 
 class ArtifactMethods(registry_pb2_grpc.RegistryServiceServicer):
-    """Brings artifacts in, finds and deletes them."""
+    """Brings artifacts in, finds, verifies and deletes them."""
 
     _registry: Registry
-    _imports: Imports
+    _operations: Operations
 
     async def ImportModel(
         self, request: registry_pb2.ImportModelRequest, context: object
     ) -> operations_proto_pb2.Operation:
         """Starts an import."""
-        operation = await self._imports.start(request.request_id, import_request_from_proto(request))
+        operation = await self._operations.start(request.request_id, import_from_proto(request))
         return operation_to_proto(operation, self._registry.store)
 
     async def ResolveModel(
@@ -54,3 +55,12 @@ class ArtifactMethods(registry_pb2_grpc.RegistryServiceServicer):
         """Deletes an artifact that no alias holds."""
         freed = await self._registry.delete_artifact(request.digest)
         return registry_pb2.DeleteArtifactResponse(freed_bytes=freed)
+
+    async def VerifyArtifact(
+        self, request: registry_pb2.VerifyArtifactRequest, context: object
+    ) -> operations_proto_pb2.Operation:
+        """Starts to hash an artifact's files, or every artifact's."""
+        if request.digest:
+            await self._registry.resolve(check_digest(request.digest, "digest"))
+        operation = await self._operations.start(request.request_id, verification_from_proto(request))
+        return operation_to_proto(operation, self._registry.store)

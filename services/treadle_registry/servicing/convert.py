@@ -4,42 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from google.longrunning import operations_proto_pb2
 from google.protobuf import timestamp_pb2
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2
-from treadle.errors import TreadleError, invalid_field
 from treadle.models.stored_folder import StoredFile
-from treadle.rpc import to_status
 from treadle_registry.catalog.aliases import Alias
-from treadle_registry.operations.imports import ImportOperation, ImportRequest
-from treadle_registry.operations.job import Source
-from treadle_registry.operations.progress import Stage
 from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
-from treadle_registry.store.store import Published, Store
-
-_STAGES = {
-    Stage.CHECKING: registry_pb2.IMPORT_STAGE_CHECKING,
-    Stage.COPYING: registry_pb2.IMPORT_STAGE_COPYING,
-    Stage.CONVERTING: registry_pb2.IMPORT_STAGE_CONVERTING,
-    Stage.PUBLISHING: registry_pb2.IMPORT_STAGE_PUBLISHING,
-}
-
-
-def import_request_from_proto(request: registry_pb2.ImportModelRequest) -> ImportRequest:
-    """What is to be imported; raises InvalidArgument where no source is given."""
-    match request.WhichOneof("source"):
-        case "folder":
-            source = Source("folder", request.folder)
-        case "gguf_file":
-            source = Source("gguf_file", request.gguf_file)
-        case "package":
-            source = Source("package", request.package)
-        case "hub":
-            source = Source("hub", request.hub.repository)
-        case _:
-            raise invalid_field("source", "give one of folder, gguf_file, package and hub")
-    return ImportRequest(source, request.alias, request.validate_only)
+from treadle_registry.store.store import Published
 
 
 def timestamp_to_proto(seconds: float) -> timestamp_pb2.Timestamp:
@@ -114,31 +85,3 @@ def alias_to_proto(alias: Alias) -> registry_pb2.Alias:
         etag=alias.etag,
         update_time=timestamp_to_proto(alias.update_time),
     )
-
-
-def operation_to_proto(operation: ImportOperation, store: Store) -> operations_proto_pb2.Operation:
-    """An import's operation, with its progress and, once it has ended, its response or error."""
-    message = operations_proto_pb2.Operation(name=operation.name, done=operation.outcome is not None)
-    message.metadata.Pack(
-        registry_pb2.ImportModelMetadata(
-            stage=_STAGES[operation.progress.stage],
-            source=str(operation.request.source),
-            done_bytes=operation.progress.done_bytes,
-            total_bytes=operation.progress.total_bytes,
-            create_time=timestamp_to_proto(operation.create_time),
-        )
-    )
-    outcome = operation.outcome
-    if isinstance(outcome, TreadleError):
-        message.error.CopyFrom(to_status(outcome))
-    elif outcome is not None:
-        manifest = outcome.manifest
-        location = str(store.folder(manifest.digest) / "canonical") if manifest.digest else ""
-        message.response.Pack(
-            registry_pb2.ImportModelResponse(
-                artifact=artifact_to_proto(manifest, location),
-                alias=operation.request.alias,
-                already_present=outcome.already_present,
-            )
-        )
-    return message

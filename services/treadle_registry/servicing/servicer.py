@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treadle_registry.operations.imports import Imports
+from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.alias_methods import AliasMethods
 from treadle_registry.servicing.artifact_methods import ArtifactMethods
@@ -11,5 +11,5 @@ from treadle_registry.servicing.artifact_methods import ArtifactMethods
 class RegistryServicer(ArtifactMethods, AliasMethods):
     """What is in no area yet answers UNIMPLEMENTED."""
 
-    def __init__(self, registry: Registry, imports: Imports) -> None:
-        self._registry, self._imports = registry, imports
+    def __init__(self, registry: Registry, operations: Operations) -> None:
+        self._registry, self._operations = registry, operations

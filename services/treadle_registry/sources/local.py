@@ -11,7 +11,7 @@ from treadle.errors import InvalidArgument, NotFound, PermissionDenied, Unimplem
 from treadle_registry.formats.gguf_model import GgufModel
 from treadle_registry.formats.huggingface_folder import HuggingFaceFolder
 from treadle_registry.names import source_path
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource, Source
 
 SourceModel = GgufModel | HuggingFaceFolder
 """What is read from a source: it checks itself, and stages its canonical form."""
@@ -37,12 +37,10 @@ def open_source(source: Source) -> SourceModel:
 
 
 def _find(source: Source) -> SourceModel:
+    if not isinstance(source, LocalSource):
+        raise Unimplemented(f"models are not imported from a {source.kind} yet")
     if source.kind == "package":
         return _open_package(source.value)
-    if source.kind == "hub":
-        raise Unimplemented(
-            "models are not fetched from a hub yet; download the folder and import it by its path"
-        )
     path = source_path(source.value, source.kind)
     if source.kind == "folder":
         if not path.is_dir():

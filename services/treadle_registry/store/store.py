@@ -150,7 +150,9 @@ class Store:
         return published if whole else None
 
     def _is_whole(self, folder: Path, manifest: Manifest, digests: FileDigests) -> bool:
-        expected = {folder / path: file.digest for path, file in _paths(manifest)} | {folder / MANIFEST: ""}
+        expected = {folder / path: file.digest for path, file in listed_files(manifest)} | {
+            folder / MANIFEST: ""
+        }
         found = {path for path in folder.rglob("*") if not path.is_dir()}
         return found == expected.keys() and all(
             digests.of(path) == digest for path, digest in expected.items() if digest
@@ -179,7 +181,7 @@ class Store:
                 published = self.get(artifact)
             except DataLoss:
                 continue
-            for path, file in _paths(published.manifest):
+            for path, file in listed_files(published.manifest):
                 if file.digest == digest:
                     place = published.canonical_folder.parent / path
                     _link_over(self.blob_path(digest), place, aside)
@@ -225,7 +227,7 @@ class Store:
             os.close(descriptor)
 
 
-def _paths(manifest: Manifest) -> list[tuple[str, StoredFile]]:
+def listed_files(manifest: Manifest) -> list[tuple[str, StoredFile]]:
     """The artifact's files by their path in its folder."""
     kinds = (("canonical", manifest.files), ("source", manifest.source_files))
     return [(f"{kind}/{file.path}", file) for kind, files in kinds for file in files]

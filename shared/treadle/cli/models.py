@@ -16,30 +16,24 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_verify import verify
+from treadle.cli.names import full_name
+from treadle.cli.options import AsJson, Registry
 from treadle.cli.report import Report
 from treadle.client import Alias, Artifact, ModelSource, RegistryClient
 from treadle.errors import NotFound, invalid_field
 
-Registry = Annotated[
-    str,
-    typer.Option(
-        "--registry",
-        metavar="HOST:PORT",
-        help="The registry.",
-        show_default="TREADLE_REGISTRY_ADDRESS, else the suite that runs here",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SHORT = len("sha256:") + 12
 
 
 def build_app() -> typer.Typer:
     """The group of commands."""
-    app = typer.Typer(help="Import, list, name and remove models in the store.", no_args_is_help=True)
+    app = typer.Typer(help="Import, list, name, verify and remove models in the store.", no_args_is_help=True)
     add_command(app, import_, "import")
     add_command(app, list_, "list")
     add_command(app, show)
     add_command(app, alias)
+    add_command(app, verify)
     add_command(app, rm)
     return app
 
@@ -141,7 +135,7 @@ def show(
 
     async def look() -> tuple[Artifact, list[Alias]]:
         async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
-            return await client.resolve(await _full_name(client, name)), await client.aliases()
+            return await client.resolve(await full_name(client, name)), await client.aliases()
 
     artifact, aliases = asyncio.run(look())
     facts = asdict(artifact) | {
@@ -181,7 +175,7 @@ def alias(
 
     async def move() -> Alias:
         async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
-            artifact = await client.resolve(await _full_name(client, target))
+            artifact = await client.resolve(await full_name(client, target))
             return await client.set_alias(name, artifact.digest)
 
     moved = asyncio.run(move())
@@ -205,7 +199,7 @@ async def _remove(address: str, name: str) -> list[str]:
     async with RegistryClient(address, credentials=credentials()) as client:
         aliases = {entry.name: entry for entry in await client.aliases()}
         if name not in aliases:
-            digest = (await client.resolve(await _full_name(client, name))).digest
+            digest = (await client.resolve(await full_name(client, name))).digest
             return [f"removed {digest}, {await client.delete_artifact(digest) / 1e6:.0f} MB"]
         digest = aliases[name].artifact_digest
         await client.delete_alias(name)
@@ -219,23 +213,6 @@ async def _remove(address: str, name: str) -> list[str]:
 async def _everything(address: str) -> tuple[list[Artifact], list[Alias]]:
     async with RegistryClient(address, credentials=credentials()) as client:
         return await client.artifacts(), await client.aliases()
-
-
-async def _full_name(client: RegistryClient, name: str) -> str:
-    """`name`, or the one digest that starts with it."""
-    start = name.removeprefix("sha256:")
-    if len(start) == 64 or name in [entry.name for entry in await client.aliases()]:
-        return name
-    matching = [
-        artifact.digest
-        for artifact in await client.artifacts()
-        if artifact.digest.removeprefix("sha256:").startswith(start)
-    ]
-    if len(matching) > 1:
-        raise invalid_field("name", f"{name!r} starts {len(matching)} digests; give more of it")
-    if not matching:
-        raise NotFound(f"the store has no alias and no digest {name!r}", reason="MODEL_NOT_FOUND")
-    return matching[0]
 
 
 def _names_of(digest: str, aliases: Sequence[Alias]) -> list[str]:

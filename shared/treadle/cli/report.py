@@ -26,7 +26,7 @@ class Report:
         self._console = console
         self._live: Progress | None = None
         self._rows: dict[str, TaskID] = {}
-        self._import_stage = ""
+        self._stages: dict[str, str] = {}
 
     @contextlib.contextmanager
     def live(self) -> Iterator[None]:
@@ -63,16 +63,19 @@ class Report:
 
     def importing(self, model: str, progress: ImportProgress) -> None:
         """An import went on."""
+        self.working(f"import {model}", progress.stage, progress.done_bytes, progress.total_bytes)
+
+    def working(self, what: str, stage: str, done_bytes: int, total_bytes: int) -> None:
+        """Something that takes as long as its bytes are many went on; its last stage is "done"."""
         if self._live is None:
-            if progress.stage != self._import_stage:
-                self._console.print(f"{f'import {model}':<18} {progress.stage}")
-            self._import_stage = progress.stage
+            if stage != self._stages.get(what):
+                self._console.print(f"{what:<18} {stage}")
+            self._stages[what] = stage
             return
-        total = progress.total_bytes or None
-        size = f" [dim]{progress.total_bytes / 1e6:.0f} MB[/]" if total else ""
-        row = self._row(f"import {model}")
-        done = total if progress.stage == "done" else progress.done_bytes
-        self._live.update(row, total=total, completed=done, state=f"{progress.stage}{size}", bar=True)
+        total = total_bytes or None
+        size = f" [dim]{total_bytes / 1e6:.0f} MB[/]" if total else ""
+        done = total if stage == "done" else done_bytes
+        self._live.update(self._row(what), total=total, completed=done, state=f"{stage}{size}", bar=True)
 
     def note(self, text: str) -> None:
         """Something that people should know."""

@@ -7,6 +7,7 @@ from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
 from treadle.client.sync_client import Client, SyncAnswerStream
+from treadle.client.verification import DamagedFile, Verification
 from treadle.security import Credentials
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Chunk",
     "Client",
     "Credentials",
+    "DamagedFile",
     "GenerationOptions",
     "GenerationRequest",
     "ImportProgress",
@@ -32,4 +34,5 @@ __all__ = [
     "SyncAnswerStream",
     "TokenLogprobs",
     "Usage",
+    "Verification",
 ]

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import Any, TypeVar
 
-import grpc
-from google.longrunning import operations_pb2_grpc, operations_proto_pb2
+from google.longrunning import operations_proto_pb2
 from google.protobuf import timestamp_pb2
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
-from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
-from treadle.client.connection import Connection
-from treadle.client.reconnect import Reconnects
-from treadle.errors import Internal
-from treadle.rpc import from_status
-from treadle.security import Credentials
-
-DEFAULT_REGISTRY_ADDRESS = "127.0.0.1:50052"
-_QUICK_S = 10.0
-_POLL_EVERY_S = 0.1
-_IMPORT_S = 3600.0
-_RECONNECTS = 6
-_T = TypeVar("_T")
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2
+from treadle.client.artifact import (
+    Alias,
+    Artifact,
+    ArtifactFile,
+    ImportProgress,
+    ModelSource,
+)
+from treadle.client.registry_connection import LONG_S, pages
+from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(Connection):
+class RegistryClient(VerificationMethods):
     """Asks a registry. Every method raises TreadleError."""
 
-    def __init__(
-        self, address: str = DEFAULT_REGISTRY_ADDRESS, *, credentials: Credentials | None = None
-    ) -> None:
-        super().__init__(address, credentials)
-
-    @property
-    def _stub(self) -> registry_pb2_grpc.RegistryServiceStub:
-        return registry_pb2_grpc.RegistryServiceStub(self._channel)
-
     async def import_model(
-        self, source: ModelSource, *, alias: str = "", timeout_s: float = _IMPORT_S
+        self, source: ModelSource, *, alias: str = "", timeout_s: float = LONG_S
     ) -> AsyncIterator[ImportProgress]:
         """Imports a model and tells how far it is, until the last item, which has the artifact.
 
@@ -50,22 +34,9 @@ class RegistryClient(Connection):
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
         setattr(request, source.kind, source.value)
         operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
-        operations = operations_pb2_grpc.OperationsStub(self._channel)
-        reconnects = Reconnects(_RECONNECTS, timeout_s)
-        while not operation.done:
-            yield _progress(operation)
-            await asyncio.sleep(_POLL_EVERY_S)
-            get = operations_proto_pb2.GetOperationRequest(name=operation.name)
-            try:
-                operation = await operations.GetOperation(get, timeout=min(_QUICK_S, reconnects.left_s()))
-                reconnects.progress()
-            except grpc.aio.AioRpcError as error:
-                await reconnects.pause(error)
-        if operation.HasField("error"):
-            raise from_status(operation.error)
         response = registry_pb2.ImportModelResponse()
-        if not operation.response.Unpack(response):
-            raise Internal("the registry's answer to the import cannot be read")
+        async for running in self._follow(operation, response, timeout_s):
+            yield _progress(running)
         total = response.artifact.total_bytes
         artifact = artifact_from_proto(response.artifact)
         yield ImportProgress("done", total, total, artifact, response.already_present)
@@ -83,7 +54,7 @@ class RegistryClient(Connection):
             request = registry_pb2.ListArtifactsRequest(page_token=token)
             return await self._call(lambda left_s: self._stub.ListArtifacts(request, timeout=left_s))
 
-        return [artifact_from_proto(item) async for response in _pages(page) for item in response.artifacts]
+        return [artifact_from_proto(item) async for response in pages(page) for item in response.artifacts]
 
     async def aliases(self) -> list[Alias]:
         """Every alias."""
@@ -92,7 +63,7 @@ class RegistryClient(Connection):
             request = registry_pb2.ListAliasesRequest(page_token=token)
             return await self._call(lambda left_s: self._stub.ListAliases(request, timeout=left_s))
 
-        return [alias_from_proto(item) async for response in _pages(page) for item in response.aliases]
+        return [alias_from_proto(item) async for response in pages(page) for item in response.aliases]
 
     async def alias_history(self, name: str) -> list[Alias]:
         """Where an alias has pointed, newest first."""
@@ -101,7 +72,7 @@ class RegistryClient(Connection):
             request = registry_pb2.GetAliasHistoryRequest(name=name, page_token=token)
             return await self._call(lambda left_s: self._stub.GetAliasHistory(request, timeout=left_s))
 
-        return [alias_from_proto(item) async for response in _pages(page) for item in response.entries]
+        return [alias_from_proto(item) async for response in pages(page) for item in response.entries]
 
     async def set_alias(self, name: str, digest: str, *, etag: str = "") -> Alias:
         """Creates or moves an alias; with an etag, raises Aborted when it has moved meanwhile."""
@@ -119,24 +90,6 @@ class RegistryClient(Connection):
         request = registry_pb2.DeleteArtifactRequest(digest=digest)
         response = await self._call(lambda left_s: self._stub.DeleteArtifact(request, timeout=left_s))
         return response.freed_bytes
-
-    async def _call(self, call: Callable[[float], Awaitable[_T]]) -> _T:
-        reconnects = Reconnects(_RECONNECTS, _QUICK_S)
-        while True:
-            try:
-                return await call(reconnects.left_s())
-            except grpc.aio.AioRpcError as error:
-                await reconnects.pause(error)
-
-
-async def _pages(page: Callable[[str], Awaitable[Any]]) -> AsyncIterator[Any]:
-    token = ""
-    while True:
-        response = await page(token)
-        yield response
-        token = response.next_page_token
-        if not token:
-            return
 
 
 def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:

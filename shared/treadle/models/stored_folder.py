@@ -77,8 +77,13 @@ class StoredFolder:
 
     def _verify_one(self, file: StoredFile, stopped: Callable[[], bool]) -> int:
         again = "import the model again, which replaces it"
+
+        def go_on(count: int) -> None:
+            if stopped():
+                raise Cancelled("the check was called off")
+
         try:
-            digest, size = _digest(self.path / file.path, stopped)
+            digest, size = _digest(self.path / file.path, go_on)
         except FileNotFoundError:
             raise self._damaged(file.path, file.digest, f"is gone; {again}") from None
         except OSError as error:
@@ -108,18 +113,20 @@ class StoredFolder:
         )
 
 
-def _digest(path: Path, stopped: Callable[[], bool]) -> tuple[str, int]:
+def _digest(path: Path, heard: Callable[[int], None]) -> tuple[str, int]:
     """A file's digest and size."""
     digest, size, chunk = hashlib.sha256(), 0, bytearray(_CHUNK)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(chunk):
-            if stopped():
-                raise Cancelled("the check was called off")
             digest.update(memoryview(chunk)[:count])
             size += count
+            heard(count)
     return f"sha256:{digest.hexdigest()}", size
 
 
-def file_digest(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
-    """The digest of a file's content, as `StoredFile` has it; raises OSError, and Cancelled once `stopped`."""
-    return _digest(path, stopped)[0]
+def file_digest(path: Path, heard: Callable[[int], None] = lambda count: None) -> str:
+    """The digest of a file's content, as `StoredFile` has it; raises OSError.
+
+    `heard` is told how many bytes were read, each megabyte; what it raises ends the reading.
+    """
+    return _digest(path, heard)[0]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
+from treadle.errors import Cancelled
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -30,10 +32,16 @@ async def run_blocking(
         raise
 
 
-async def run_stoppable(call: Callable[[Callable[[], bool]], _T]) -> _T:
-    """Runs a long `call` in a thread; what it is given says True once the caller was cancelled."""
+async def run_heard(call: Callable[[Callable[[int], None]], _T]) -> _T:
+    """Runs a long `call` in a thread; the function that it is given, and calls now and then, raises Cancelled
+    once the caller was cancelled."""
     stop = threading.Event()
-    running = asyncio.get_running_loop().run_in_executor(None, call, stop.is_set)
+
+    def heard(_: int) -> None:
+        if stop.is_set():
+            raise Cancelled("it was called off")
+
+    running = asyncio.get_running_loop().run_in_executor(None, call, heard)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

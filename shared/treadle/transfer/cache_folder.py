@@ -67,18 +67,18 @@ class CacheFolder:
             os.utime(descriptor)
         return descriptor
 
-    def lacks(self, digest: str, file: StoredFile, stopped: Callable[[], bool]) -> bool:
+    def lacks(self, digest: str, file: StoredFile, heard: Callable[[int], None]) -> bool:
         """Whether the artifact's folder lacks the file; one that is damaged counts as lacking, and goes.
 
-        Blocks for about a second a gigabyte; raises Cancelled once `stopped` says True.
+        Blocks for about a second a gigabyte; `heard` is told of what is read, and may raise to end it.
         """
         place, blob = self.artifact(digest) / file.path, self.blob(file)
-        if _is_whole(place, file, stopped):
+        if _is_whole(place, file, heard):
             return False
         if place.exists() and blob.exists() and place.samefile(blob):
             whole = False
         else:
-            whole = _is_whole(blob, file, stopped)
+            whole = _is_whole(blob, file, heard)
         if not whole:
             blob.unlink(missing_ok=True)
         return True
@@ -185,8 +185,8 @@ def _hex(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def _is_whole(path: Path, file: StoredFile, stopped: Callable[[], bool]) -> bool:
+def _is_whole(path: Path, file: StoredFile, heard: Callable[[int], None]) -> bool:
     try:
-        return path.stat().st_size == file.size and file_digest(path, stopped) == file.digest
+        return path.stat().st_size == file.size and file_digest(path, heard) == file.digest
     except OSError:
         return False

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFile, StoredFolder
-from treadle.transfer.blocking import run_blocking, run_stoppable
+from treadle.transfer.blocking import run_blocking, run_heard
 from treadle.transfer.cache_folder import CacheFolder
 from treadle.transfer.config import NodeCacheConfig
 from treadle.transfer.download import Target, download_targets
@@ -87,7 +87,7 @@ class NodeCache:
 
     async def _fill(self, digest: str, files: list[StoredFile]) -> None:
         for tries_left in reversed(range(_TRIES)):
-            lacking = [file for file in files if await run_stoppable(partial(self._disk.lacks, digest, file))]
+            lacking = [file for file in files if await run_heard(partial(self._disk.lacks, digest, file))]
             if not lacking:
                 return
             await self._fetch(digest, lacking)

@@ -248,7 +248,7 @@ async def test_a_disk_that_fills_up_while_an_import_runs(disk: SmallDisk, model:
         with pytest.raises(TreadleError) as caught:
             await asyncio.wait_for(importing, 30)
         refused(caught.value)
-        lost = disk.log.read_text().count("how an import ended cannot be kept")
+        lost = disk.log.read_text().count("how an operation ended cannot be kept")
         print(f"{lost} end that could not be written: {caught.value.message!r}")
         assert lost == 1
         assert from_status((await newest_operation(disk)).error).reason == "DISK_FULL"

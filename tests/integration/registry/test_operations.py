@@ -67,7 +67,7 @@ async def test_running_operations_are_not_deleted_and_waiting_ones_are_bounded(t
         second = await client.import_model(request_id="second", folder=folder)
         with pytest.raises(ResourceExhausted) as full:
             await client.import_model(folder=folder)
-        assert full.value.reason == "TOO_MANY_IMPORTS"
+        assert full.value.reason == "TOO_MANY_OPERATIONS"
         assert full.value.retry_after_s
         assert (await client.import_model(request_id="second", folder=folder)).name == second.name
         with pytest.raises(FailedPrecondition):

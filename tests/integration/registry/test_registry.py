@@ -220,5 +220,3 @@ async def test_errors_of_the_source_are_the_operations(client: RegistryStubs, tm
         assert caught.value.reason == reason
     with pytest.raises(Unimplemented):
         await client.import_model(hub=source_pb2.HubSource(repository="a/b"))
-    with pytest.raises(Unimplemented):
-        await client.call("EstimateMemory", model="x")

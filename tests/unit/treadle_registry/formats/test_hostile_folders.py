@@ -18,7 +18,8 @@ from treadle.errors import TreadleError
 from treadle.models.config import parse_config
 from treadle.models.llama import expected_tensors
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Imported, Source, event_from_json, event_to_json
+from treadle_registry.operations.job import Imported, event_from_json, event_to_json
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
 
 CONFIG = {
@@ -186,7 +187,7 @@ def test_refused(tmp_path: Path, folder: Path, case: str):
     started = time.process_time()
     tracemalloc.start()
     with pytest.raises(TreadleError) as caught:
-        import_source(store, Source("folder", str(folder)))
+        import_source(store, LocalSource("folder", str(folder)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     took = time.process_time() - started
@@ -234,7 +235,7 @@ TAKEN: dict[str, tuple[Callable[[Path], None], Callable[[Published], object], ob
 def test_taken_without_harm(tmp_path: Path, folder: Path, case: str):
     change, look, expected = TAKEN[case]
     change(folder)
-    published = import_source(Store.open(tmp_path / "store"), Source("folder", str(folder)))
+    published = import_source(Store.open(tmp_path / "store"), LocalSource("folder", str(folder)))
     assert look(published) == expected
     line = json.dumps(event_to_json(Imported(published.manifest)))
     assert event_from_json(json.loads(line)) == Imported(published.manifest)

@@ -19,7 +19,7 @@ from treadle.errors import TreadleError
 from treadle.models.config import parse_config
 from treadle.models.llama import expected_tensors
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
 
 CONFIG = {
@@ -74,7 +74,7 @@ def write(folder: Path, made: dict[str, torch.Tensor] | None = None, shards: int
 
 
 def imported(store: Path, folder: Path) -> Published:
-    return import_source(Store.open(store), Source("folder", str(folder)))
+    return import_source(Store.open(store), LocalSource("folder", str(folder)))
 
 
 def stored(published: Published) -> dict[str, torch.Tensor]:

@@ -85,10 +85,10 @@ def main() -> None:
     # Processes die here, and not the machine: what the kernel was given is kept.
     os.fsync = lambda descriptor: None
     from treadle_registry.operations.importing import import_source
-    from treadle_registry.operations.job import Source
+    from treadle_registry.sources.source import LocalSource
     from treadle_registry.store.store import Store
 
-    source, root = Source(kind, value), template.with_name("attempt")
+    source, root = LocalSource(kind, value), template.with_name("attempt")
     damaged = {digest for digest in Store(template).digests() if not is_whole(Store(template), digest)}
     told = {"killed": 0, "half_done": 0, "published": 0, "imported_again": 0}
     told["damaged"] = len(damaged)

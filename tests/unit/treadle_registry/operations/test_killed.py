@@ -16,10 +16,10 @@ import pytest
 
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
-MakeSource = Callable[..., Source]
+MakeSource = Callable[..., LocalSource]
 
 
 @pytest.fixture
@@ -31,25 +31,25 @@ def make_source(
     def gguf(name: str = "tiny", **fields: Any) -> Path:
         return write_gguf(tmp_path / f"{name}.gguf", tiny_model(layers=1, **fields), vocabulary)
 
-    def make(kind: str, **fields: Any) -> Source:
+    def make(kind: str, **fields: Any) -> LocalSource:
         if kind == "gguf_file":
-            return Source("gguf_file", str(gguf(**fields)))
+            return LocalSource("gguf_file", str(gguf(**fields)))
         if kind == "folder":
             store = Store.open(tmp_path / "another")
-            found = import_source(store, Source("gguf_file", str(gguf())))
+            found = import_source(store, LocalSource("gguf_file", str(gguf())))
             folder = tmp_path / "folder"
             shutil.copytree(found.canonical_folder, folder)
-            return Source("folder", str(folder))
+            return LocalSource("folder", str(folder))
         package = tmp_path / "path" / "carried_model"
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("raise AssertionError('a package is never imported')")
         gguf().rename(package / "tiny.gguf")
-        return Source("package", "carried_model")
+        return LocalSource("package", "carried_model")
 
     return make
 
 
-def run_killed(tmp_path: Path, store: Path, source: Source) -> dict[str, int]:
+def run_killed(tmp_path: Path, store: Path, source: LocalSource) -> dict[str, int]:
     script = Path(__file__).with_name("killed.py")
     path = tmp_path / "path"
     command = [sys.executable, str(script), str(store), source.kind, source.value, str(path)]
@@ -80,7 +80,7 @@ def test_an_import_that_repairs(tmp_path: Path, make_source: MakeSource):
     changed = tmp_path / "changed"
     shutil.copytree(first.canonical_folder, changed)
     (changed / "chat_template.jinja").write_text("{{ another }}")
-    import_source(store, Source("folder", str(changed)))
+    import_source(store, LocalSource("folder", str(changed)))
     weights.chmod(0o644)
     with weights.open("r+b") as file:
         file.seek(-1, os.SEEK_END)

@@ -12,8 +12,8 @@ import pytest
 from small_folder import write_model
 
 from treadle.errors import PermissionDenied
-from treadle_registry.operations.job import Source
 from treadle_registry.sources.local import open_source
+from treadle_registry.sources.source import LocalSource
 
 NOBODY = 65534
 
@@ -44,7 +44,7 @@ def folder() -> Iterator[Path]:
 
 def test_what_everybody_may_read_is_opened(folder: Path):
     with unprivileged():
-        model = open_source(Source("folder", str(folder)))
+        model = open_source(LocalSource("folder", str(folder)))
     assert len(model.files) == 3, model.files
     print(f"{len(model.files)} files")
 
@@ -53,7 +53,7 @@ def test_what_everybody_may_read_is_opened(folder: Path):
 def test_a_file_that_may_not_be_read_is_named(folder: Path, name: str):
     (folder / name).chmod(0)
     with unprivileged(), pytest.raises(PermissionDenied) as raised:
-        open_source(Source("folder", str(folder)))
+        open_source(LocalSource("folder", str(folder)))
     assert raised.value.reason == "SOURCE_NOT_READABLE"
     assert str(folder / name) in raised.value.message
 
@@ -63,6 +63,6 @@ def test_a_gguf_file_that_may_not_be_read_is_named(folder: Path):
     file.write_bytes(b"GGUF")
     file.chmod(0)
     with unprivileged(), pytest.raises(PermissionDenied) as raised:
-        open_source(Source("gguf_file", str(file)))
+        open_source(LocalSource("gguf_file", str(file)))
     assert raised.value.reason == "SOURCE_NOT_READABLE"
     assert str(file) in raised.value.message

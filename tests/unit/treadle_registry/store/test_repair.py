@@ -12,14 +12,16 @@ from damage import flip
 from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFolder, file_digest
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.operations.progress import unheard
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
+from treadle_registry.store.verification import verify_artifacts
 
 
 @pytest.fixture
 def sources(
     tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
-) -> list[Source]:
+) -> list[LocalSource]:
     """Two files with equal weights and another template each, and one that shares nothing big with them."""
     model = tiny_model(layers=1)
     made = []
@@ -27,7 +29,7 @@ def sources(
         model.extra = {"tokenizer.chat_template": template}
         made.append(write_gguf(tmp_path / f"{name}.gguf", model, vocabulary))
     made.append(write_gguf(tmp_path / "c.gguf", tiny_model(layers=1), vocabulary))
-    return [Source("gguf_file", str(path)) for path in made]
+    return [LocalSource("gguf_file", str(path)) for path in made]
 
 
 @pytest.fixture
@@ -63,11 +65,14 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_importing_again_puts_it_right(store: Store, sources: list[Source], case: str):
+def test_importing_again_puts_it_right(store: Store, sources: list[LocalSource], case: str):
     first, other = (import_source(store, source) for source in (sources[0], sources[2]))
     DAMAGE[case](first.canonical_folder.parent)
+    _, damaged = verify_artifacts(store, store.digests(), unheard)
+    assert first.manifest.digest in {file.artifact_digest for file in damaged}
     again = import_source(store, sources[0])
     assert not again.already_present
+    assert verify_artifacts(store, store.digests(), unheard)[1] == []
     assert again.manifest.digests == first.manifest.digests
     verify(again)
     assert whole(store) == [True] * 2
@@ -79,14 +84,14 @@ def test_importing_again_puts_it_right(store: Store, sources: list[Source], case
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_another_model_can_be_imported_meanwhile(store: Store, sources: list[Source], case: str):
+def test_another_model_can_be_imported_meanwhile(store: Store, sources: list[LocalSource], case: str):
     first = import_source(store, sources[0])
     DAMAGE[case](first.canonical_folder.parent)
     for source in sources[1:]:
         verify(import_source(store, source))
 
 
-def test_a_blob_is_put_right_wherever_it_is_used(store: Store, sources: list[Source]):
+def test_a_blob_is_put_right_wherever_it_is_used(store: Store, sources: list[LocalSource]):
     a, b = (import_source(store, source) for source in sources[:2])
     weights = a.canonical_folder / "model.safetensors"
     assert weights.samefile(b.canonical_folder / "model.safetensors")
@@ -101,7 +106,7 @@ def test_a_blob_is_put_right_wherever_it_is_used(store: Store, sources: list[Sou
     assert import_source(store, sources[0]).already_present
 
 
-def test_a_new_artifact_does_not_link_to_a_damaged_blob(store: Store, sources: list[Source]):
+def test_a_new_artifact_does_not_link_to_a_damaged_blob(store: Store, sources: list[LocalSource]):
     a = import_source(store, sources[0])
     flip(a.canonical_folder / "model.safetensors")
     verify(import_source(store, sources[1]))
@@ -109,7 +114,7 @@ def test_a_new_artifact_does_not_link_to_a_damaged_blob(store: Store, sources: l
 
 
 def test_the_same_model_from_another_source_puts_it_right(
-    tmp_path: Path, store: Store, sources: list[Source]
+    tmp_path: Path, store: Store, sources: list[LocalSource]
 ):
     first = import_source(store, sources[0])
     copied = tmp_path / "folder"
@@ -117,7 +122,7 @@ def test_the_same_model_from_another_source_puts_it_right(
     for file in first.manifest.files:
         (copied / file.path).write_bytes((first.canonical_folder / file.path).read_bytes())
     flip(first.canonical_folder / "config.json")
-    again = import_source(store, Source("folder", str(copied)))
+    again = import_source(store, LocalSource("folder", str(copied)))
     assert again.manifest.digest == first.manifest.digest
     assert not again.already_present
     assert again.manifest.source == str(copied)

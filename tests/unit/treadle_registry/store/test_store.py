@@ -13,7 +13,7 @@ import pytest
 from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, TreadleError
 from treadle_registry.names import check_alias, check_digest, file_inside, source_path
 from treadle_registry.operations.importing import import_source
-from treadle_registry.operations.job import Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
 
@@ -27,13 +27,15 @@ def test_a_living_import_is_not_swept(tmp_path: Path):
 
 
 @pytest.fixture
-def gguf_source(tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]) -> Source:
+def gguf_source(
+    tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
+) -> LocalSource:
     """A small file to import."""
     path = write_gguf(tmp_path / "tiny.gguf", tiny_model(layers=1), vocabulary)
-    return Source("gguf_file", str(path))
+    return LocalSource("gguf_file", str(path))
 
 
-def test_the_same_source_is_the_same_artifact_in_every_store(tmp_path: Path, gguf_source: Source):
+def test_the_same_source_is_the_same_artifact_in_every_store(tmp_path: Path, gguf_source: LocalSource):
     first = import_source(Store.open(tmp_path / "a"), gguf_source)
     again = import_source(Store.open(tmp_path / "a"), gguf_source)
     other = import_source(Store.open(tmp_path / "b"), gguf_source)
@@ -41,12 +43,12 @@ def test_the_same_source_is_the_same_artifact_in_every_store(tmp_path: Path, ggu
     assert first.manifest.digests == again.manifest.digests == other.manifest.digests
     assert first.manifest.files == other.manifest.files
     renamed = Path(gguf_source.value).rename(tmp_path / "another name.gguf")
-    moved = import_source(Store.open(tmp_path / "a"), Source("gguf_file", str(renamed)))
+    moved = import_source(Store.open(tmp_path / "a"), LocalSource("gguf_file", str(renamed)))
     assert moved.already_present
     assert moved.manifest == first.manifest
 
 
-def test_files_are_read_only_links_to_blobs(tmp_path: Path, gguf_source: Source):
+def test_files_are_read_only_links_to_blobs(tmp_path: Path, gguf_source: LocalSource):
     store = Store.open(tmp_path / "store")
     published = import_source(store, gguf_source)
     files = [(published.canonical_folder, file) for file in published.manifest.files]
@@ -64,16 +66,20 @@ def test_files_are_read_only_links_to_blobs(tmp_path: Path, gguf_source: Source)
 
 
 def test_two_artifacts_share_blobs(
-    tmp_path: Path, gguf_source: Source, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
+    tmp_path: Path,
+    gguf_source: LocalSource,
+    vocabulary: Any,
+    tiny_model: Any,
+    write_gguf: Callable[..., Path],
 ):
     store = Store.open(tmp_path / "store")
     model = tiny_model(layers=1)
     first = import_source(
-        store, Source("gguf_file", str(write_gguf(tmp_path / "a.gguf", model, vocabulary)))
+        store, LocalSource("gguf_file", str(write_gguf(tmp_path / "a.gguf", model, vocabulary)))
     ).manifest
     model.extra = {"tokenizer.chat_template": "another"}
     second = import_source(
-        store, Source("gguf_file", str(write_gguf(tmp_path / "b.gguf", model, vocabulary)))
+        store, LocalSource("gguf_file", str(write_gguf(tmp_path / "b.gguf", model, vocabulary)))
     ).manifest
     assert first.digests is not None
     assert second.digests is not None
@@ -87,7 +93,7 @@ def test_two_artifacts_share_blobs(
     assert all((kept.canonical_folder / file.path).is_file() for file in second.files)
 
 
-def test_damage_is_told(tmp_path: Path, gguf_source: Source):
+def test_damage_is_told(tmp_path: Path, gguf_source: LocalSource):
     store = Store.open(tmp_path / "store")
     published = import_source(store, gguf_source)
     manifest = published.canonical_folder.parent / "manifest.json"
@@ -102,7 +108,7 @@ def test_damage_is_told(tmp_path: Path, gguf_source: Source):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(
-    tmp_path: Path, gguf_source: Source, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gguf_source: LocalSource, monkeypatch: pytest.MonkeyPatch
 ):
     store = Store.open(tmp_path / "store")
     real, left, failed = os.fsync, 0, 0

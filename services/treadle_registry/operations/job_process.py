@@ -1,8 +1,8 @@
-"""One import as a process of its own: `python -m treadle_registry.operations.import_process`.
+"""One job as a process of its own: `python -m treadle_registry.operations.job_process`.
 
-Converting is all computation, so it has no place on the registry's event loop, and a process can be killed
-at any moment. The job is one line on standard input, which stays open as long as the parent lives; what
-happens is told in lines on standard output, last the result or the error. See `job` for both.
+Converting and hashing are all computation, so they have no place on the registry's event loop, and a process
+can be killed at any moment. The job is one line on standard input, which stays open as long as the parent
+lives; what happens is told in lines on standard output, last the result or the error. See `job` for both.
 """
 
 from __future__ import annotations
@@ -17,9 +17,20 @@ import time
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
 from treadle_registry.operations.importing import check_source, import_source
-from treadle_registry.operations.job import Event, Imported, Source, decode_job, event_to_json
-from treadle_registry.operations.progress import ImportProgress, Stage
+from treadle_registry.operations.job import (
+    Event,
+    Imported,
+    ImportJob,
+    Job,
+    Outcome,
+    Verified,
+    VerifyJob,
+    decode_job,
+    event_to_json,
+)
+from treadle_registry.operations.progress import Progress, Report, Stage
 from treadle_registry.store.store import Store
+from treadle_registry.store.verification import verify_artifacts
 
 _EVERY_S = 0.05
 
@@ -41,29 +52,40 @@ class _Speaker:
         sys.stdout.write(json.dumps(event_to_json(event)) + "\n")
         sys.stdout.flush()
 
-    def report(self, progress: ImportProgress) -> None:
+    def report(self, progress: Progress) -> None:
         now, whole = time.monotonic(), progress.done_bytes == progress.total_bytes
         if progress.stage != self._stage or now >= self._last + _EVERY_S or whole:
             self._stage, self._last = progress.stage, now
             self.say(progress)
 
 
-def _run(store: Store, source: Source, validate_only: bool, speaker: _Speaker) -> Imported:
-    if validate_only:
-        speaker.report(ImportProgress(Stage.CHECKING))
-        return Imported(check_source(source))
-    published = import_source(store, source, speaker.report)
+def _import(store: Store, job: ImportJob, report: Report) -> Imported:
+    if job.validate_only:
+        report(Progress(Stage.CHECKING))
+        return Imported(check_source(job.source))
+    published = import_source(store, job.source, report)
     return Imported(published.manifest, published.already_present)
 
 
-def _naming_source(error: TreadleError, source: Source) -> TreadleError:
+def _verify(store: Store, job: VerifyJob, report: Report) -> Verified:
+    digests = [store.get(job.digest).manifest.digest] if job.digest else store.digests()
+    size, damaged = verify_artifacts(store, digests, report)
+    return Verified(size, len(digests), tuple(damaged))
+
+
+def run_job(store: Store, job: Job, report: Report) -> Outcome:
+    """Does the job in this process; raises TreadleError."""
+    return _import(store, job, report) if isinstance(job, ImportJob) else _verify(store, job, report)
+
+
+def _naming_field(error: TreadleError, job: Job) -> TreadleError:
     """The error, with the request's field that named the source where the source is at fault."""
     if error.fields or error.code not in _OF_THE_SOURCE:
         return error
     return type(error)(
-        f"{source.kind}: {error.message}",
+        f"{job.field}: {error.message}",
         reason=error.reason,
-        fields=(FieldViolation(source.kind, error.message),),
+        fields=(FieldViolation(job.field, error.message),),
         metadata=error.metadata,
     )
 
@@ -83,15 +105,15 @@ def _bound_memory() -> None:
 
 def main() -> None:
     """Runs the job on standard input; exits 0 also after an error that it told of."""
-    configure_logging("registry-import")
+    configure_logging("registry-job")
     speaker = _Speaker()
-    store, source, validate_only = decode_job(sys.stdin.buffer.readline())
+    store, job = decode_job(sys.stdin.buffer.readline())
     _bound_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        speaker.say(_run(Store(store), source, validate_only, speaker))
+        speaker.say(run_job(Store(store), job, speaker.report))
     except TreadleError as error:
-        speaker.say(_naming_source(error, source))
+        speaker.say(_naming_field(error, job))
     except MemoryError:
         speaker.say(
             ResourceExhausted(

@@ -1,4 +1,4 @@
-"""Starts an import's process and listens to it."""
+"""Starts a job's process and listens to it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from treadle.errors import Internal, TreadleError
 from treadle.process import child_command
-from treadle_registry.operations.job import Imported, Source, encode_job, event_from_json
-from treadle_registry.operations.progress import ImportProgress, Report
+from treadle_registry.operations.job import Job, Outcome, encode_job, event_from_json
+from treadle_registry.operations.progress import Progress, Report
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +20,21 @@ _LINE_LIMIT = 1 << 20
 _LAST_WORDS = 2000
 
 
-class ImportProcess:
+class JobProcess:
     """One child. Cancelling `run` kills it; what it leaves half done counts for nothing, and is swept up."""
 
-    def __init__(self, store: Path, source: Source, *, validate_only: bool) -> None:
-        self._job = encode_job(store, source, validate_only=validate_only)
+    def __init__(self, store: Path, job: Job) -> None:
+        self._job = encode_job(store, job)
         self.pid: int | None = None
         """The child's process id while it runs."""
 
-    async def run(self, report: Report) -> Imported:
-        """Runs to the end; raises what the import raised, or Internal when the child died.
+    async def run(self, report: Report) -> Outcome:
+        """Runs to the end; raises what the job raised, or Internal when the child died.
 
         The caller is the event loop's main thread: the child dies with the thread that started it.
         """
         process = await asyncio.create_subprocess_exec(
-            *child_command([sys.executable, "-m", "treadle_registry.operations.import_process"]),
+            *child_command([sys.executable, "-m", "treadle_registry.operations.job_process"]),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -56,7 +56,7 @@ class ImportProcess:
 
     async def _listen(
         self, process: asyncio.subprocess.Process, words: asyncio.Task[str], report: Report
-    ) -> Imported:
+    ) -> Outcome:
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(ConnectionError):
@@ -66,14 +66,14 @@ class ImportProcess:
             event = event_from_json(json.loads(line))
             if isinstance(event, TreadleError):
                 raise event
-            if not isinstance(event, ImportProgress):
+            if not isinstance(event, Progress):
                 return event
             report(event)
         code = await process.wait()
-        logger.error("an import's process died", extra={"exit_code": code, "last_words": await words})
+        logger.error("a job's process died", extra={"exit_code": code, "last_words": await words})
         raise Internal(
-            f"the import's process ended with {code} and no result; the registry's log has its last words",
-            reason="IMPORT_DIED",
+            f"the job's process ended with {code} and no result; the registry's log has its last words",
+            reason="JOB_DIED",
         )
 
 

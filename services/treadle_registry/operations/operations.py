@@ -1,4 +1,4 @@
-"""Imports as operations: started once a request_id, followed, cancelled, remembered."""
+"""Jobs as operations: started once a request_id, followed, cancelled, remembered."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from treadle.errors import (
     Aborted,
@@ -18,14 +18,22 @@ from treadle.errors import (
     Internal,
     ResourceExhausted,
     TreadleError,
-    Unimplemented,
     invalid_field,
 )
 from treadle_registry.catalog.operations import StoredOperation
-from treadle_registry.names import check_alias, check_source_path
-from treadle_registry.operations.importer import ImportProcess
-from treadle_registry.operations.job import Imported, Source, event_from_json, event_to_json
-from treadle_registry.operations.progress import ImportProgress, Stage
+from treadle_registry.names import check_alias
+from treadle_registry.operations.job import (
+    Imported,
+    ImportJob,
+    Job,
+    Outcome,
+    event_from_json,
+    event_to_json,
+    job_from_json,
+    job_to_json,
+)
+from treadle_registry.operations.job_runner import JobProcess
+from treadle_registry.operations.progress import Progress, Stage
 from treadle_registry.pages import LAST, next_token, page_size, read_token
 from treadle_registry.registry import Registry
 
@@ -37,30 +45,46 @@ _PREFIX = "operations/"
 
 
 @dataclass(frozen=True, slots=True)
-class ImportRequest:
-    """What is asked; `alias` may be empty."""
+class OperationRequest:
+    """What is asked; `alias`, where it is not empty, shall name the artifact that comes of it."""
 
-    source: Source
+    job: Job
     alias: str = ""
-    validate_only: bool = False
+
+    def check(self) -> None:
+        """Raises InvalidArgument that names the field."""
+        if self.alias:
+            check_alias(self.alias, "alias")
+        self.job.check()
+
+    def to_json(self) -> str:
+        """What `from_json` reads."""
+        return json.dumps({"job": job_to_json(self.job), "alias": self.alias}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> OperationRequest:
+        """What `to_json` wrote, also before there were other jobs than imports."""
+        raw = json.loads(text)
+        job = raw.get("job") or {"kind": ImportJob.kind} | raw
+        return cls(job_from_json(job), raw["alias"])
 
 
 @dataclass(slots=True)
-class ImportOperation:
-    """An import that waits, runs or has ended. `outcome` is None until it has."""
+class Operation:
+    """A job that waits, runs or has ended. `outcome` is None until it has."""
 
     name: str
-    request: ImportRequest
+    request: OperationRequest
     create_time: float
-    progress: ImportProgress = field(default_factory=lambda: ImportProgress(Stage.CHECKING))
-    outcome: Imported | TreadleError | None = None
+    progress: Progress = field(default_factory=lambda: Progress(Stage.CHECKING))
+    outcome: Outcome | TreadleError | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     cancelling: bool = False
     publishing: bool = False
 
 
-class Imports:
-    """All imports of one registry; at most `max_running` at once and `max_waiting` behind them."""
+class Operations:
+    """All jobs of one registry; at most `max_running` at once and `max_waiting` behind them."""
 
     def __init__(self, registry: Registry, *, max_running: int, max_waiting: int, kept: int) -> None:
         self._registry = registry
@@ -68,17 +92,17 @@ class Imports:
         self._most = max_running + max_waiting
         self._kept = kept
         self._starting = asyncio.Lock()
-        self._live: dict[str, ImportOperation] = {}
-        self._unkept: dict[str, ImportOperation] = {}
+        self._live: dict[str, Operation] = {}
+        self._unkept: dict[str, Operation] = {}
         """What has ended while that could not be written; the next registry says that it was interrupted."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self.processes: dict[str, ImportProcess] = {}
+        self.processes: dict[str, JobProcess] = {}
         """Running children by operation."""
 
     async def recover(self) -> int:
         """Ends what a registry that died left running; gives how many that were."""
         error = Aborted(
-            "the registry was restarted while the import ran; import again with a new request_id",
+            "the registry was restarted while the job ran; start it again with a new request_id",
             reason="INTERRUPTED",
         )
         outcome = json.dumps(event_to_json(error))
@@ -90,14 +114,16 @@ class Imports:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    async def start(self, request_id: str, request: ImportRequest) -> ImportOperation:
-        """Starts an import, or gives the one that the request_id started before.
+    async def start(self, request_id: str, request: OperationRequest) -> Operation:
+        """Starts a job, or gives the one that the request_id started before.
 
         Raises InvalidArgument, Unimplemented, AlreadyExists for another request under that id, and
         ResourceExhausted when too many wait.
         """
-        _check(request_id, request)
-        payload = json.dumps(asdict(request), sort_keys=True)
+        if len(request_id) > _MAX_REQUEST_ID:
+            raise invalid_field("request_id", f"must have at most {_MAX_REQUEST_ID} characters")
+        request.check()
+        payload = request.to_json()
         name = _PREFIX + uuid.uuid4().hex
         entry = StoredOperation(name, request_id or name, payload, time.time(), None)
         async with self._starting:
@@ -105,10 +131,10 @@ class Imports:
             room = len(self._live) < self._most
             kept = await self._registry.in_thread(self._keep, entry, room)
             if kept.name == name:
-                self._begin(ImportOperation(name, request, entry.create_time))
-        if kept.payload != payload:
+                self._begin(Operation(name, request, entry.create_time))
+        if OperationRequest.from_json(kept.payload) != request:
             raise AlreadyExists(
-                f"the request_id {request_id!r} belongs to another import; choose a new one",
+                f"the request_id {request_id!r} belongs to another request; choose a new one",
                 reason="REQUEST_ID_REUSED",
             )
         return self._known(kept.name) or _revive(kept)
@@ -118,46 +144,43 @@ class Imports:
         known = catalog.operations.of_request(entry.request_id)
         if known is None and not room:
             raise ResourceExhausted(
-                f"{self._most} imports run or wait already",
-                reason="TOO_MANY_IMPORTS",
+                f"{self._most} operations run or wait already",
+                reason="TOO_MANY_OPERATIONS",
                 retry_after_s=_RETRY_AFTER_S,
             )
         if known is None:
             catalog.operations.prune(self._kept)
         return known or catalog.operations.add(entry)
 
-    def _begin(self, operation: ImportOperation) -> None:
+    def _begin(self, operation: Operation) -> None:
         self._live[operation.name] = operation
         task = asyncio.create_task(self._run(operation), name=operation.name)
         self._tasks[operation.name] = task
 
-    async def _run(self, operation: ImportOperation) -> None:
+    async def _run(self, operation: Operation) -> None:
         """Waits for its turn, runs the child, and makes the end known."""
         try:
             async with self._turn:
-                imported = await self._import(operation)
+                outcome = await self._work(operation)
         except TreadleError as error:
             await self._end(operation, error)
         except asyncio.CancelledError:
             # At the registry's own end nothing is written: the next one says that it was interrupted.
             if operation.cancelling:
-                called_off = Cancelled("the import was cancelled", reason="CANCELLED_BY_CLIENT")
+                called_off = Cancelled("the operation was cancelled", reason="CANCELLED_BY_CLIENT")
                 await self._end(operation, called_off)
             raise
         except Exception:
-            logger.exception("an import failed", extra={"operation": operation.name})
-            await self._end(operation, Internal("the import failed; the registry's log has the details"))
+            logger.exception("an operation failed", extra={"operation": operation.name})
+            await self._end(operation, Internal("the operation failed; the registry's log has the details"))
         else:
-            await self._adopt(operation, imported)
+            await self._adopt(operation, outcome)
 
-    async def _import(self, operation: ImportOperation) -> Imported:
-        request = operation.request
-        process = ImportProcess(
-            self._registry.store.root, request.source, validate_only=request.validate_only
-        )
+    async def _work(self, operation: Operation) -> Outcome:
+        process = JobProcess(self._registry.store.root, operation.request.job)
         self.processes[operation.name] = process
 
-        def report(progress: ImportProgress) -> None:
+        def report(progress: Progress) -> None:
             operation.progress = progress
 
         try:
@@ -165,25 +188,26 @@ class Imports:
         finally:
             del self.processes[operation.name]
 
-    async def _adopt(self, operation: ImportOperation, imported: Imported) -> None:
-        """The artifact is in the store: from here on the import is not called off any more."""
+    async def _adopt(self, operation: Operation, done: Outcome) -> None:
+        """An artifact is in the store: from here on the job is not called off any more."""
         operation.publishing = True
-        outcome: Imported | TreadleError = imported
-        if not operation.request.validate_only:
+        outcome: Outcome | TreadleError = done
+        if isinstance(done, Imported) and done.manifest.digest:
             try:
-                await self._registry.adopt(imported, operation.request.alias)
+                await self._registry.adopt(done, operation.request.alias)
             except TreadleError as error:
                 outcome = error
         await self._end(operation, outcome)
 
-    async def _end(self, operation: ImportOperation, outcome: Imported | TreadleError) -> None:
+    async def _end(self, operation: Operation, outcome: Outcome | TreadleError) -> None:
         operation.outcome = outcome
         logger.info(
-            "import ended",
+            "operation ended",
             extra={
                 "operation": operation.name,
+                "kind": operation.request.job.kind,
                 "reason": outcome.reason if isinstance(outcome, TreadleError) else "",
-                "artifact": "" if isinstance(outcome, TreadleError) else outcome.manifest.digest,
+                "artifact": outcome.manifest.digest if isinstance(outcome, Imported) else "",
             },
         )
         text = json.dumps(event_to_json(outcome) | {"at": event_to_json(operation.progress)})
@@ -196,28 +220,28 @@ class Imports:
             self._live.pop(operation.name, None)
             self._tasks.pop(operation.name, None)
 
-    async def _keep_end(self, operation: ImportOperation, text: str) -> None:
+    async def _keep_end(self, operation: Operation, text: str) -> None:
         """Writes how it ended, or remembers that while the disk is full: whoever waits must hear of it."""
         try:
             await self._registry.in_thread(self._registry.catalog.operations.finish, operation.name, text)
         except ResourceExhausted as error:
             logger.error(
-                "how an import ended cannot be kept",
+                "how an operation ended cannot be kept",
                 extra={"operation": operation.name, "cause": error.message},
             )
             self._unkept[operation.name] = operation
 
-    def _known(self, name: str) -> ImportOperation | None:
+    def _known(self, name: str) -> Operation | None:
         """An operation that lives, or has ended and is in no catalog."""
         return self._live.get(name) or self._unkept.get(name)
 
-    async def get(self, name: str) -> ImportOperation:
+    async def get(self, name: str) -> Operation:
         """The operation; raises NotFound."""
         return self._known(name) or _revive(
             await self._registry.in_thread(self._registry.catalog.operations.get, name)
         )
 
-    async def wait(self, name: str, timeout_s: float) -> ImportOperation:
+    async def wait(self, name: str, timeout_s: float) -> Operation:
         """The operation once it has ended, or as it is when the time is up."""
         operation = await self.get(name)
         if operation.outcome is None:
@@ -225,7 +249,7 @@ class Imports:
                 await asyncio.wait_for(operation.ended.wait(), timeout_s)
         return operation
 
-    async def list(self, size: int, token: str) -> tuple[list[ImportOperation], str]:
+    async def list(self, size: int, token: str) -> tuple[list[Operation], str]:
         """A page of operations, newest first, and the next page's token."""
         limit, before = page_size(size), int(read_token(token, "operations", LAST))
         rows = await self._registry.in_thread(self._registry.catalog.operations.page, before, limit + 1)
@@ -233,7 +257,7 @@ class Imports:
         return page, next_token("operations", rows[limit - 1][0]) if len(rows) > limit else ""
 
     async def cancel(self, name: str) -> None:
-        """Kills the import unless it has ended or is all but done; raises NotFound."""
+        """Kills the job unless it has ended or is all but done; raises NotFound."""
         operation = await self.get(name)
         task = self._tasks.get(name)
         if task is None:
@@ -251,35 +275,18 @@ class Imports:
         self._unkept.pop(name, None)
 
 
-def _check(request_id: str, request: ImportRequest) -> None:
-    if len(request_id) > _MAX_REQUEST_ID:
-        raise invalid_field("request_id", f"must have at most {_MAX_REQUEST_ID} characters")
-    if request.alias:
-        check_alias(request.alias, "alias")
-    source = request.source
-    if source.kind == "hub":
-        raise Unimplemented(
-            "models are not fetched from a hub yet; download the folder and import it by its path"
-        )
-    if source.kind in ("folder", "gguf_file"):
-        check_source_path(source.value, source.kind)
-    elif not source.value:
-        raise invalid_field(source.kind, "must be a package's name, as pip has it")
-
-
-def _revive(stored: StoredOperation) -> ImportOperation:
+def _revive(stored: StoredOperation) -> Operation:
     """An ended operation out of the catalog."""
-    raw = json.loads(stored.payload)
-    request = ImportRequest(Source(**raw["source"]), raw["alias"], raw["validate_only"])
-    operation = ImportOperation(stored.name, request, stored.create_time)
+    request = OperationRequest.from_json(stored.payload)
+    operation = Operation(stored.name, request, stored.create_time)
     if stored.outcome is not None:
         outcome = json.loads(stored.outcome)
         if "at" in outcome:
             progress = event_from_json(outcome["at"])
-            assert isinstance(progress, ImportProgress)
+            assert isinstance(progress, Progress)
             operation.progress = progress
         ended = event_from_json(outcome)
-        assert not isinstance(ended, ImportProgress)
+        assert not isinstance(ended, Progress)
         operation.outcome = ended
         operation.ended.set()
     return operation

@@ -1,0 +1,77 @@
+"""What an import may name as a source. Each kind checks what a client wrote before anything is looked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from treadle.errors import Unimplemented, invalid_field
+from treadle_registry.names import check_source_path
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """Something on this machine; `value` is an absolute path or a package's name."""
+
+    kind: Literal["folder", "gguf_file", "package"]
+    value: str
+
+    @property
+    def field(self) -> str:
+        """The request's field that names it."""
+        return self.kind
+
+    def check(self) -> None:
+        """Raises InvalidArgument that names the field."""
+        if self.kind != "package":
+            check_source_path(self.value, self.kind)
+        elif not self.value:
+            raise invalid_field("package", "must be a package's name, as pip has it")
+
+    def __str__(self) -> str:
+        return f"package:{self.value}" if self.kind == "package" else self.value
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository of a Hugging Face hub."""
+
+    repository: str
+    revision: str = ""
+    variant: str = ""
+    gguf_file: str = ""
+    local_files_only: bool = False
+
+    kind: ClassVar = "hub"
+    field: ClassVar = "hub"
+
+    def check(self) -> None:
+        """Raises InvalidArgument that names the field."""
+        raise Unimplemented(
+            "models are not fetched from a hub yet; download the folder and import it by its path"
+        )
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        file = f"/{self.gguf_file}" if self.gguf_file else ""
+        return f"hub:{self.repository}{revision}{file}"
+
+
+Source = LocalSource | HubSource
+
+_OTHERS: dict[str, type[HubSource]] = {"hub": HubSource}
+
+
+def source_to_json(source: Source) -> dict[str, Any]:
+    """A source as an object; `source_from_json` reads it."""
+    return {"kind": source.kind} | asdict(source)
+
+
+def source_from_json(raw: dict[str, Any]) -> Source:
+    """What `source_to_json` wrote."""
+    fields = dict(raw)
+    other = _OTHERS.get(fields["kind"])
+    if other is None:
+        return LocalSource(**fields)
+    del fields["kind"]
+    return other(**fields)
