@@ -30,6 +30,12 @@ class RegistryConfig(BaseSettings):
     """Imports that wait for their turn; more are refused."""
     kept_operations: int = Field(default=1000, ge=1)
     """How many ended operations can still be asked for."""
+    max_uploads: int = Field(default=8, ge=1, le=256)
+    """Blobs that come at once."""
+    max_downloads: int = Field(default=32, ge=1, le=1024)
+    """Blobs that go at once."""
+    max_upload_bytes: int = Field(default=1 << 40, ge=1)
+    """Of uploads that wait for an import, all together."""
     grace_period_s: float = Field(default=5.0, gt=0)
     """From SIGTERM to the end."""
 

@@ -18,6 +18,7 @@ from treadle_registry.operations.operations import Operations
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
+from treadle_registry.transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,12 @@ async def serving(
         max_waiting=config.max_waiting_imports,
         kept=config.kept_operations,
     )
+    transfers = Transfers(
+        registry.store,
+        max_uploads=config.max_uploads,
+        max_downloads=config.max_downloads,
+        max_upload_bytes=config.max_upload_bytes,
+    )
     try:
         interrupted = await operations.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
@@ -42,7 +49,7 @@ async def serving(
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(registry, operations),  # type: ignore[abstract]
+            RegistryServicer(registry, operations, transfers),  # type: ignore[abstract]
             "treadle.api.registry.v1.RegistryService",
         )
         server.add(
@@ -50,7 +57,7 @@ async def serving(
             OperationsServicer(operations, registry.store),
             SERVICE_NAME,
         )
-        async with server.running(config.grace_period_s):
+        async with transfers.running(), server.running(config.grace_period_s):
             await server.set_ready(True)
             yield server
     finally:

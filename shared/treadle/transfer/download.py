@@ -78,7 +78,8 @@ async def download_targets(
     async def fetch(target: Target) -> None:
         nonlocal received
         async with turn:
-            received += await download_file(stub, target, progress)
+            count = await download_file(stub, target, progress)
+            received += count
 
     async with contextlib.AsyncExitStack() as stack:
         tasks = [asyncio.create_task(fetch(target), name=f"fetch {target.file.path}") for target in targets]
@@ -98,7 +99,6 @@ async def download_file(
     stub: registry_pb2_grpc.RegistryServiceStub, target: Target, progress: Progress = unheard
 ) -> int:
     """One file; gives the bytes that came over the network. Raises as `download_files` does."""
-    received = 0
     async with _opened(target) as partial:
         if partial is None:
             progress(target.file.size)
@@ -108,7 +108,7 @@ async def download_file(
         while await run_blocking(None, partial.catch_up):
             pass
         progress(begun := partial.size)
-        received += await _receive(stub, target, partial, progress)
+        received = await _receive(stub, target, partial, progress)
         try:
             await run_blocking(None, partial.finish, target.file.digest, target.path)
         except DataLoss:

@@ -16,6 +16,7 @@ from treadle.errors import DataLoss, Unavailable
 
 _CHUNK = 1 << 20
 _HASHED_AT_ONCE = 64 << 20
+_ZEROS = bytes(_CHUNK)
 _READ_ONLY = 0o444
 _AGAIN_S = 1.0
 
@@ -71,6 +72,10 @@ class PartialFile:
         """Puts `data` behind what is there; raises OSError."""
         assert self._hashed == self.size, "what is there must be hashed before more comes"
         view, at = memoryview(data), self.size
+        if data == _ZEROS[: len(data)]:
+            # What was sparse stays so.
+            view, at = view[:0], at + len(data)
+            os.ftruncate(self._descriptor, at)
         while view:
             count = os.pwrite(self._descriptor, view, at)
             view, at = view[count:], at + count
