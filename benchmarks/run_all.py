@@ -32,6 +32,7 @@ SCRIPTS = (
     "encoder_quality",
     "scheduler_cost",
     "memory",
+    "model_store",
 )
 """In the order of the table of targets."""
 

@@ -230,6 +230,8 @@ class Operations:
                 extra={"operation": operation.name, "cause": error.message},
             )
             self._unkept[operation.name] = operation
+            while len(self._unkept) > self._kept:
+                del self._unkept[next(iter(self._unkept))]
 
     def _known(self, name: str) -> Operation | None:
         """An operation that lives, or has ended and is in no catalog."""

@@ -40,7 +40,7 @@ async def test_what_is_damaged(client: RegistryStubs, tmp_path: Path):
     first, second = (Path(artifact.location) for artifact in artifacts)
     flip(first / "model.safetensors")
     # Both have this one.
-    flip(first / "tokenizer_config.json")
+    flip(first / "config.json")
     (second / "generation_config.json").unlink()
     (second / "stranger.txt").write_text("?")
     found = {
@@ -50,8 +50,8 @@ async def test_what_is_damaged(client: RegistryStubs, tmp_path: Path):
     due = {file.path: file.digest for file in artifacts[1].files}
     assert found.keys() == {
         (artifacts[0].digest, "canonical/model.safetensors"),
-        (artifacts[0].digest, "canonical/tokenizer_config.json"),
-        (artifacts[1].digest, "canonical/tokenizer_config.json"),
+        (artifacts[0].digest, "canonical/config.json"),
+        (artifacts[1].digest, "canonical/config.json"),
         (artifacts[1].digest, "canonical/generation_config.json"),
         (artifacts[1].digest, "canonical/stranger.txt"),
     }

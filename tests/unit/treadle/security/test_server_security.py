@@ -64,6 +64,7 @@ def test_every_method_of_the_contracts_has_roles_and_what_changes_things_is_for_
     assert set(for_admins) == {
         *("ImportModel", "DeleteArtifact", "SetAlias", "DeleteAlias", "SetDeployment", "DeleteDeployment"),
         *("AcquireLease", "RenewLease", "ReleaseLease", "EvictArtifacts", "VerifyArtifact", "UploadBlob"),
+        *("InspectModel", "DeriveArtifact", "PromoteAlias", "RollBackAlias", "GetUpload"),
         *("LoadModel", "UnloadModel", "Drain"),
     }
     assert len(for_all) > 30
