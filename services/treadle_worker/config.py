@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from treadle.models.profile import ServingProfile
 from treadle.security import TransportConfig
+from treadle.transfer.config import NodeCacheConfig
 
 
 class EngineConfig(BaseSettings):
@@ -82,6 +83,8 @@ class WorkerConfig(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = ()
     """Aliases or digests to load and serve, by commas."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
+    node_cache: NodeCacheConfig = Field(default_factory=NodeCacheConfig)
+    """For models whose files the registry has on another machine."""
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
     lease_s: float = Field(default=15.0, ge=1.5)
     """How long it is taken to live after its last beat, and how long it lets others be silent before it takes

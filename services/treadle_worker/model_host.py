@@ -16,6 +16,7 @@ from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
 from treadle_worker.loading import load
 from treadle_worker.metrics import ModelMetrics
+from treadle_worker.obtaining import Obtain, obtained, where_it_lies
 from treadle_worker.resident_memory import resident_bytes
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class ModelHost:
         metrics: ModelMetrics,
         *,
         resolve: Resolve,
+        obtain: Obtain = where_it_lies,
         start_engine: StartEngine,
         changed: Callable[[], None],
     ) -> None:
@@ -50,6 +52,7 @@ class ModelHost:
         self._links = links
         self._metrics = metrics
         self._resolve = resolve
+        self._obtain = obtain
         self._start_engine = start_engine
         self._changed = changed
         self.artifact: Artifact | None = None
@@ -74,15 +77,17 @@ class ModelHost:
             started = loop.time()
             files = await asyncio.to_thread(_state, self.artifact.folder)
             try:
-                await self._serve(self.artifact)
+                async with obtained(self._obtain, self.artifact, self._not_obtained) as artifact:
+                    await self._serve(artifact)
             except DataLoss as error:
                 logger.error(
                     "the model is not served: its files are damaged",
                     extra={"model": self.model, "reason": error.reason, "cause": error.message},
                 )
-                # Loading it again would find the same, at the cost of reading all of it.
-                await _until_changed(self.artifact.folder, files)
-                continue
+                if files is not None:
+                    # Loading it again would find the same, at the cost of reading all of it.
+                    await _until_changed(self.artifact.folder, files)
+                    continue
             except TreadleError as error:
                 logger.error(
                     "the engine is gone, another is started",
@@ -107,6 +112,10 @@ class ModelHost:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _not_obtained(self, error: TreadleError) -> None:
+        self.failure = error
+        self._changed()
 
     async def _serve(self, artifact: Artifact) -> None:
         """One life of an engine; raises how it ended."""

@@ -23,6 +23,7 @@ from treadle_worker.heartbeat import Heart
 from treadle_worker.metrics import WorkerMetrics
 from treadle_worker.model_host import ModelHost, Resolve, StartEngine
 from treadle_worker.notices import NoticeReader
+from treadle_worker.obtaining import Obtain, where_it_lies
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Worker:
         engine_config: EngineConfig,
         *,
         resolve: Resolve,
+        obtain: Obtain = where_it_lies,
         start_engine: StartEngine,
         set_ready: Callable[[bool], Awaitable[None]],
         telemetry: Telemetry | None = None,
@@ -78,6 +80,7 @@ class Worker:
                 links,
                 metrics.model(model),
                 resolve=resolve,
+                obtain=obtain,
                 start_engine=start_engine,
                 changed=self.heart.wake,
             )

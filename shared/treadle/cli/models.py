@@ -16,6 +16,7 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_transfer import add_transfer_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
@@ -34,6 +35,7 @@ def build_app() -> typer.Typer:
     add_command(app, show)
     add_command(app, alias)
     add_command(app, verify)
+    add_transfer_commands(app)
     add_command(app, rm)
     return app
 

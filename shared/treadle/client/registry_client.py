@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from google.longrunning import operations_proto_pb2
 from google.protobuf import timestamp_pb2
@@ -18,10 +19,11 @@ from treadle.client.artifact import (
     ModelSource,
 )
 from treadle.client.registry_connection import LONG_S, pages
+from treadle.client.transfers import TransferMethods, Upload
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods):
+class RegistryClient(VerificationMethods, TransferMethods):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
@@ -33,6 +35,29 @@ class RegistryClient(VerificationMethods):
         """
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
         setattr(request, source.kind, source.value)
+        async for progress in self._import(request, timeout_s):
+            yield progress
+
+    async def upload_model(
+        self, path: str | Path, *, alias: str = "", timeout_s: float = LONG_S
+    ) -> AsyncIterator[ImportProgress]:
+        """Sends a Hugging Face folder or a .gguf file of this machine to the registry, which imports it.
+
+        Tells how far it is, as `import_model` does. What arrived stays there for a day: called again, by
+        whichever process, it goes on where it was cut off.
+        """
+        upload = Upload(self._stub, path)
+        async for progress in upload.run():
+            yield progress
+        request = registry_pb2.ImportModelRequest(
+            request_id=uuid.uuid4().hex, alias=alias, uploaded=upload.source()
+        )
+        async for progress in self._import(request, timeout_s):
+            yield progress
+
+    async def _import(
+        self, request: registry_pb2.ImportModelRequest, timeout_s: float
+    ) -> AsyncIterator[ImportProgress]:
         operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
         response = registry_pb2.ImportModelResponse()
         async for running in self._follow(operation, response, timeout_s):

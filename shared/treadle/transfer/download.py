@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import grpc
 
 from treadle.api.registry.v1 import registry_pb2_grpc, transfer_pb2
-from treadle.errors import DataLoss, DeadlineExceeded, Unavailable
-from treadle.models.stored_folder import StoredFile
-from treadle.transfer.blocking import run_blocking
+from treadle.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Unavailable
+from treadle.models.stored_folder import StoredFile, file_digest
+from treadle.transfer.blocking import run_blocking, run_heard
 from treadle.transfer.partial_file import PartialFile
 from treadle.transfer.retries import Retries
 
@@ -51,15 +52,20 @@ async def download_files(
 ) -> int:
     """Fetches `files` into `folder` and gives the bytes that came over the network.
 
-    A file that is there under its name, of its size, is left alone; one that was begun ("NAME.part") is gone
-    on with. Raises NotFound for a file that the registry no longer has, DataLoss (CHECKSUM_MISMATCH) for
+    A file that is there is left alone, and one that was begun ("NAME.part") is gone on with. Raises
+    FailedPrecondition (FILE_EXISTS) where another file has its name, NotFound for a file that the registry no longer has, DataLoss (CHECKSUM_MISMATCH) for
     content that is not what its digest says, what the registry raises, Unavailable once it has been away for
     half a minute, and OSError.
     """
     targets = []
     for file in files:
-        path = folder / file.path
+        path = folder / checked_path(file.path)
         await run_blocking(None, path.parent.mkdir, parents=True, exist_ok=True)
+        if path.exists() and await run_heard(partial(file_digest, path)) != file.digest:
+            raise FailedPrecondition(
+                f"{path} is another file than the model's; give an empty folder, or take it away",
+                reason="FILE_EXISTS",
+            )
         targets.append(Target(file, path, path.with_name(path.name + ".part")))
     return await download_targets(stub, targets, progress=progress, at_once=at_once)
 
@@ -167,6 +173,14 @@ async def _chunks(
         if response.offset != partial.size or end > file.size:
             raise _other_size(file, end)
         yield response.data
+
+
+def checked_path(path: str) -> str:
+    """The path, which stays inside its folder; raises DataLoss (PATH_OUTSIDE)."""
+    parts = PurePosixPath(path).parts
+    if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\0" in path:
+        raise DataLoss(f"the registry names a file {path[:100]!r}", reason="PATH_OUTSIDE")
+    return path
 
 
 def _other_size(file: StoredFile, size: int) -> DataLoss:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from functools import partial
-from pathlib import PurePosixPath
 
 from treadle.api.registry.v1 import registry_pb2_grpc
-from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.transfer.blocking import run_blocking, run_heard
 from treadle.transfer.cache_folder import CacheFolder
 from treadle.transfer.config import NodeCacheConfig
-from treadle.transfer.download import Target, download_targets
+from treadle.transfer.download import Target, checked_path, download_targets
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class NodeCache:
         if await run_blocking(None, _is_readable, folder, files):
             return folder
         for file in files:
-            _check_path(file.path)
+            checked_path(file.path)
         await run_blocking(None, self._disk.prepare)
         digest = folder.artifact_digest
         await self._hold(digest)
@@ -59,6 +58,18 @@ class NodeCache:
             self.release(digest)
             raise
         return StoredFolder(self._disk.artifact(digest), digest, folder.files)
+
+    @contextlib.asynccontextmanager
+    async def held(
+        self, folder: StoredFolder, names: Collection[str] | None = None
+    ) -> AsyncIterator[StoredFolder]:
+        """As `obtain`, until the block's end."""
+        found = await self.obtain(folder, names)
+        try:
+            yield found
+        finally:
+            if found is not folder:
+                self.release(folder.artifact_digest)
 
     async def _hold(self, digest: str) -> None:
         descriptor, users = self._held.get(digest, (-1, 0))
@@ -136,10 +147,3 @@ def _is_readable(folder: StoredFolder, files: list[StoredFile]) -> bool:
         return all(os.access(place, os.R_OK) or not place.exists() for place in places)
     except OSError:
         return False
-
-
-def _check_path(path: str) -> None:
-    """Raises DataLoss for a path that would lead out of the artifact's folder."""
-    parts = PurePosixPath(path).parts
-    if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\0" in path:
-        raise DataLoss(f"the registry names a file {path[:100]!r}", reason="PATH_OUTSIDE")
