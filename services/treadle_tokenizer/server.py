@@ -12,7 +12,7 @@ from treadle.rpc import RpcServer, open_channel
 from treadle.telemetry.counted_elsewhere import CountedElsewhere
 from treadle.telemetry.service import running_telemetry
 from treadle.text.template_pool import TemplatePool
-from treadle.transfer import NodeCache
+from treadle.transfer.node_cache import NodeCache
 from treadle_tokenizer.clients import GrpcRegistry
 from treadle_tokenizer.config import TokenizerConfig
 from treadle_tokenizer.lanes import Lanes

@@ -8,7 +8,7 @@ from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.rpc import RpcServer, open_channel, run_service
 from treadle.telemetry.service import running_telemetry
-from treadle.transfer import NodeCache
+from treadle.transfer.node_cache import NodeCache
 from treadle_worker.clients import RegistryClient
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.engine_client import EngineClient

@@ -24,7 +24,7 @@ async def where_it_lies(folder: StoredFolder) -> AsyncIterator[StoredFolder]:
 async def obtained(
     obtain: Obtain, artifact: Artifact, failed: Callable[[TreadleError], None]
 ) -> AsyncIterator[Artifact]:
-    """The artifact with a folder that can be read here; `failed` is told why there is none, which is raised."""
+    """The artifact with a folder that can be read here; `failed` is told of the error that is raised else."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             folder = await stack.enter_async_context(obtain(artifact.folder))

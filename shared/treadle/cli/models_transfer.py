@@ -65,7 +65,7 @@ def upload(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="A Hugging Face folder or a .gguf file of this machine.",
+            help="A Hugging Face folder or a .gguf file here.",
             show_default=False,
         ),
     ],

@@ -18,11 +18,8 @@ from treadle.transfer.download import download_files
 from treadle.transfer.upload import upload_file
 
 _LOOK_EVERY_S = 0.1
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
+_TOKENIZER_FILES = frozenset(
+    "tokenizer.json tokenizer_config.json generation_config.json chat_template.jinja".split()
 )
 _MORE_TEMPLATES = "additional_chat_templates/"
 _TEXTS = (".json", ".txt", ".md", ".jinja", ".model")
@@ -148,7 +145,7 @@ class Upload:
 
 
 def _model_files(path: Path) -> list[Path]:
-    """What of a folder makes a model: its texts, and its safetensors where there are several files of them."""
+    """What of a folder makes a model: its texts, and its safetensors."""
     if path.is_file() and path.suffix == ".gguf":
         return [path]
     if not (path / "config.json").is_file():

@@ -53,9 +53,9 @@ async def download_files(
     """Fetches `files` into `folder` and gives the bytes that came over the network.
 
     A file that is there is left alone, and one that was begun ("NAME.part") is gone on with. Raises
-    FailedPrecondition (FILE_EXISTS) where another file has its name, NotFound for a file that the registry no longer has, DataLoss (CHECKSUM_MISMATCH) for
-    content that is not what its digest says, what the registry raises, Unavailable once it has been away for
-    half a minute, and OSError.
+    FailedPrecondition (FILE_EXISTS) where another file has its name, NotFound for a file that the registry no
+    longer has, DataLoss (CHECKSUM_MISMATCH) for content that is not what its digest says, what the registry
+    raises, Unavailable once it has been away for half a minute, and OSError.
     """
     targets = []
     for file in files:

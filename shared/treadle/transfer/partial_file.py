@@ -5,14 +5,17 @@ Who writes it holds an flock on it, which the kernel drops however the writer en
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from treadle.errors import DataLoss, Unavailable
+from treadle.errors import DataLoss, Unavailable, Unimplemented
+
+if sys.platform != "win32":
+    import fcntl
 
 _CHUNK = 1 << 20
 _HASHED_AT_ONCE = 64 << 20
@@ -34,8 +37,10 @@ class PartialFile:
     def open(cls, path: Path) -> Self:
         """Opens or creates the partial file at `path`.
 
-        Raises Unavailable (TRANSFER_IN_PROGRESS) while another writes it, and OSError.
+        Raises Unavailable (TRANSFER_IN_PROGRESS) while another writes it, Unimplemented on Windows, and OSError.
         """
+        if sys.platform == "win32":
+            raise Unimplemented("files are fetched on Linux and macOS: Windows has no flock")
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
