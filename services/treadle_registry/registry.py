@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from treadle.errors import Aborted, DataLoss, NotFound
+from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound
 from treadle_registry.catalog.aliases import Alias
 from treadle_registry.catalog.catalog import Catalog
 from treadle_registry.names import check_alias, check_digest, is_digest
@@ -61,7 +61,8 @@ class Registry:
     async def in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Runs a blocking call of the store or the catalog, in its turn.
 
-        Raises ResourceExhausted (DISK_FULL) beside what the call raises.
+        Raises ResourceExhausted (DISK_FULL) and FailedPrecondition (STORE_READ_ONLY, STORE_NOT_WRITABLE)
+        beside what the call raises.
         """
 
         def run() -> _T:
@@ -160,7 +161,7 @@ def _readable(store: Store, digests: Iterable[str]) -> list[Published]:
     for digest in digests:
         try:
             readable.append(store.get(digest))
-        except (DataLoss, NotFound) as error:
+        except (DataLoss, NotFound, FailedPrecondition) as error:
             logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
     return readable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from treadle.errors import DataLoss, NotFound, ResourceExhausted
+from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.formats.canonical import (
     check_parts,
@@ -78,7 +78,7 @@ def _same_source(store: Store, staging: Staging) -> Published | None:
     for digest in store.digests():
         try:
             known = store.get(digest)
-        except (NotFound, DataLoss):
+        except (NotFound, DataLoss, FailedPrecondition):
             # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
         if known.manifest.source_files == staged and known.manifest.converter == CONVERTER:

@@ -29,6 +29,7 @@ from treadle_registry.operations.job import (
     event_to_json,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage
+from treadle_registry.store.staging import NOT_WRITABLE_STORE, READ_ONLY_STORE
 from treadle_registry.store.store import Store
 from treadle_registry.store.verification import verify_artifacts
 
@@ -36,6 +37,9 @@ _EVERY_S = 0.05
 
 _OF_THE_SOURCE = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "PERMISSION_DENIED")
 """Errors that say what is wrong with what is to be imported."""
+
+_OF_THE_STORE = (READ_ONLY_STORE, NOT_WRITABLE_STORE, "NEWER_MANIFEST")
+"""Reasons that have nothing to do with it."""
 
 MAX_MEMORY_BYTES = 3 << 30
 """Weights go through piece by piece, never all at once; the largest tokenizers take half a gigabyte."""
@@ -80,7 +84,7 @@ def run_job(store: Store, job: Job, report: Report) -> Outcome:
 
 def _naming_field(error: TreadleError, job: Job) -> TreadleError:
     """The error, with the request's field that named the source where the source is at fault."""
-    if error.fields or error.code not in _OF_THE_SOURCE:
+    if error.fields or error.code not in _OF_THE_SOURCE or error.reason in _OF_THE_STORE:
         return error
     return type(error)(
         f"{job.field}: {error.message}",

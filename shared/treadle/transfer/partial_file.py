@@ -37,7 +37,8 @@ class PartialFile:
     def open(cls, path: Path) -> Self:
         """Opens or creates the partial file at `path`.
 
-        Raises Unavailable (TRANSFER_IN_PROGRESS) while another writes it, Unimplemented on Windows, and OSError.
+        Raises Unavailable (TRANSFER_IN_PROGRESS) while another writes it, Unimplemented on
+        Windows, and OSError.
         """
         if sys.platform == "win32":
             raise Unimplemented("files are fetched on Linux and macOS: Windows has no flock")
