@@ -48,8 +48,7 @@ def read_version(root: Path) -> int:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise DataLoss(
-            f"{path} cannot be read; a store of this release has {_text(VERSION).strip()} there: write that if "
-            "it is one",
+            f"{path} cannot be read; a store of this release has {_text(VERSION).strip()} there",
             reason="CORRUPT_FORMAT",
         ) from None
     return version
