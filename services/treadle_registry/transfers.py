@@ -7,13 +7,13 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from treadle.errors import DataLoss, DeadlineExceeded, NotFound, OutOfRange, ResourceExhausted, invalid_field
-from treadle.transfer.blocking import run_blocking, run_heard
+from treadle.transfer.blocking import acquire, run_blocking, run_heard
 from treadle.transfer.partial_file import PartialFile
 from treadle_registry.names import check_digest
 from treadle_registry.store.staging import disk_errors
@@ -102,10 +102,13 @@ class Transfers:
         check_digest(digest, "digest")
         return await run_heard(partial(self._uploads.arrived, digest))
 
-    async def upload(self, chunks: AsyncIterator[UploadChunk]) -> int:
+    async def upload(
+        self, chunks: AsyncIterator[UploadChunk], accepted: Callable[[], Awaitable[None]]
+    ) -> int:
         """Takes a file, or the rest of one; gives how many bytes are here at the end.
 
-        What came is kept however it ends. Raises InvalidArgument, what `Uploads.begin` raises, DataLoss
+        `accepted` is called once nothing speaks against it, before more than the first chunk is read. What
+        came is kept however it ends. Raises InvalidArgument, what `Uploads.begin` raises, DataLoss
         (CHECKSUM_MISMATCH), ResourceExhausted (DISK_FULL, TOO_MANY_UPLOADS), and DeadlineExceeded for a
         client that sends nothing for a minute.
         """
@@ -117,17 +120,17 @@ class Transfers:
             if first.total_bytes > MAX_BLOB_BYTES:
                 raise invalid_field("total_bytes", f"must be at most {MAX_BLOB_BYTES}")
             _check_chunk(first, first.offset, first.total_bytes)
-            reserved = sum(self._to_come.values())
-            arriving = await run_blocking(
-                self._threads, self._uploads.begin, first.digest, first.total_bytes, first.offset, reserved
-            )
-            if arriving is None:
-                return (await self.arrived(first.digest)).size
+            to_come = sum(self._to_come.values())
+            begin = partial(self._uploads.begin, first.digest, first.total_bytes, first.offset, to_come)
+            arriving = await acquire(self._threads, begin, _close)
             try:
+                await accepted()
+                if arriving is None:
+                    return (await self.arrived(first.digest)).size
                 return await self._take(arriving, first, chunks)
             finally:
                 self._to_come.pop(first.digest, None)
-                await run_blocking(self._threads, arriving.close)
+                await run_blocking(self._threads, _close, arriving)
 
     async def _take(
         self, arriving: PartialFile, first: UploadChunk, chunks: AsyncIterator[UploadChunk]
@@ -167,7 +170,7 @@ class Transfers:
         ResourceExhausted (TOO_MANY_DOWNLOADS).
         """
         with self._turn("download"):
-            descriptor = await run_blocking(self._threads, self._open, digest)
+            descriptor = await acquire(self._threads, partial(self._open, digest), os.close)
             at = offset
             try:
                 total = os.fstat(descriptor).st_size
@@ -196,6 +199,11 @@ class Transfers:
                 f"no artifact has a file {digest}; ResolveModel lists them",
                 reason="BLOB_NOT_FOUND",
             ) from None
+
+
+def _close(arriving: PartialFile | None) -> None:
+    if arriving is not None:
+        arriving.close()
 
 
 def _read(descriptor: int, at: int, total: int, digest: str) -> bytes:

@@ -36,6 +36,7 @@ class RegistryStubs:
     registry: Any
     operations: Any
     store: Path
+    port: int = 0
 
     async def import_model(self, **fields: Any) -> Any:
         return await answer(
@@ -85,6 +86,7 @@ async def open_registry(store: Path, **settings: Any) -> AsyncIterator[RegistryS
             registry_pb2_grpc.RegistryServiceStub(channel),
             operations_pb2_grpc.OperationsStub(channel),
             store,
+            server.port,
         )
 
 

@@ -32,6 +32,19 @@ async def run_blocking(
         raise
 
 
+async def acquire(executor: Executor | None, call: Callable[[], _T], release: Callable[[_T], None]) -> _T:
+    """What `call` gives, as by `run_blocking`; a caller that was cancelled meanwhile has it released."""
+    loop = asyncio.get_running_loop()
+    running = loop.run_in_executor(executor, call)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled() and running.exception() is None:
+            await asyncio.wait([loop.run_in_executor(executor, release, running.result())])
+        raise
+
+
 async def run_heard(call: Callable[[Callable[[int], None]], _T]) -> _T:
     """Runs a long `call` in a thread; the function that it is given, and calls now and then, raises Cancelled
     once the caller was cancelled."""

@@ -14,7 +14,7 @@ import grpc
 from treadle.api.registry.v1 import registry_pb2_grpc, transfer_pb2
 from treadle.errors import DataLoss, DeadlineExceeded, FailedPrecondition, Unavailable
 from treadle.models.stored_folder import StoredFile, file_digest
-from treadle.transfer.blocking import run_blocking, run_heard
+from treadle.transfer.blocking import acquire, run_blocking, run_heard
 from treadle.transfer.partial_file import PartialFile
 from treadle.transfer.retries import Retries
 
@@ -196,16 +196,20 @@ async def _opened(target: Target) -> AsyncIterator[PartialFile | None]:
     """The partial file, once it is this process's; None where the whole one is there."""
     while True:
         try:
-            partial = await run_blocking(None, _open, target)
+            opened = await acquire(None, lambda: _open(target), _close)
             break
         except Unavailable:
             # Another process fetches it: it is needed once on a machine.
             await asyncio.sleep(_LOOK_EVERY_S)
     try:
-        yield partial
+        yield opened
     finally:
-        if partial is not None:
-            await run_blocking(None, partial.close)
+        await run_blocking(None, _close, opened)
+
+
+def _close(opened: PartialFile | None) -> None:
+    if opened is not None:
+        opened.close()
 
 
 def _open(target: Target) -> PartialFile | None:

@@ -11,7 +11,7 @@ from functools import partial
 
 from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.models.stored_folder import StoredFile, StoredFolder
-from treadle.transfer.blocking import run_blocking, run_heard
+from treadle.transfer.blocking import acquire, run_blocking, run_heard
 from treadle.transfer.cache_folder import CacheFolder
 from treadle.transfer.config import NodeCacheConfig
 from treadle.transfer.download import Target, checked_path, download_targets
@@ -74,7 +74,7 @@ class NodeCache:
     async def _hold(self, digest: str) -> None:
         descriptor, users = self._held.get(digest, (-1, 0))
         if not users:
-            descriptor = await run_blocking(None, self._disk.hold, digest)
+            descriptor = await acquire(None, lambda: self._disk.hold(digest), os.close)
             # Another task may have come first meanwhile.
             known, users = self._held.get(digest, (-1, 0))
             if users:

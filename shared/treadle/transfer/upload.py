@@ -19,6 +19,8 @@ from treadle.transfer.retries import Retries
 
 CHUNK = 1 << 20
 """Bytes of a message; the contract allows no more."""
+ACCEPTED = "upload-accepted"
+"""In the initial metadata of an upload that the registry takes, once it has the first message."""
 WRONG_OFFSET = "WRONG_OFFSET"
 """The reason of a refusal that says where the upload goes on."""
 _IDLE_S = 300.0
@@ -103,17 +105,20 @@ class _Upload:
         file: io.FileIO,
     ) -> None:
         await run_blocking(None, file.seek, self.at)
-        first = True
-        while first or self.at < self._file.size:
+        opening = transfer_pb2.UploadBlobRequest(
+            digest=self._file.digest, total_bytes=self._file.size, offset=self.at
+        )
+        async with asyncio.timeout(_IDLE_S):
+            await call.write(opening)
+            # The reason of a refusal that comes while this side sends would be lost.
+            if not any(key == ACCEPTED for key, _ in await call.initial_metadata()):
+                return
+        while self.at < self._file.size:
             data = await run_blocking(None, file.read, min(CHUNK, self._file.size - self.at))
-            if not data and self.at < self._file.size:
+            if not data:
                 raise FailedPrecondition(f"{self._path} became shorter while it was sent; send it again")
-            request = transfer_pb2.UploadBlobRequest(offset=self.at, data=data)
-            if first:
-                request.digest, request.total_bytes = self._file.digest, self._file.size
             async with asyncio.timeout(_IDLE_S):
-                await call.write(request)
-            first = False
+                await call.write(transfer_pb2.UploadBlobRequest(offset=self.at, data=data))
             self.sent += len(data)
             self._reached(self.at + len(data))
         await call.done_writing()

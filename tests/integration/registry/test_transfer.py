@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import signal
@@ -23,7 +24,7 @@ from treadle.local.ports import free_ports
 from treadle.models.stored_folder import StoredFile
 from treadle.rpc import open_channel
 from treadle.transfer.download import download_files
-from treadle.transfer.upload import upload_file
+from treadle.transfer.upload import ACCEPTED, upload_file
 from treadle_registry import transfers
 from treadle_registry.servicing import transfer_methods
 from treadle_registry.store.store import Store
@@ -42,18 +43,24 @@ def write(path: Path, content: bytes) -> StoredFile:
 
 
 def messages(content: bytes, offset: int = 0, **fields: object) -> list[transfer_pb2.UploadBlobRequest]:
-    """An upload from `offset` on, as a client sends it."""
+    """An upload from `offset` on, as a client sends it: an opening without data, and chunks."""
     pieces = [
         transfer_pb2.UploadBlobRequest(offset=at, data=content[at : at + CHUNK])
-        for at in range(offset, max(len(content), offset + 1), CHUNK)
+        for at in range(offset, len(content), CHUNK)
     ]
-    first = {"digest": digest_of(content), "total_bytes": len(content)} | fields
-    pieces[0].MergeFrom(transfer_pb2.UploadBlobRequest(**first))
-    return pieces
+    first = {"digest": digest_of(content), "total_bytes": len(content), "offset": offset} | fields
+    return [transfer_pb2.UploadBlobRequest(**first), *pieces]
 
 
 async def upload(client: RegistryStubs, requests: list[transfer_pb2.UploadBlobRequest]) -> int:
-    return (await answer(client.registry.UploadBlob(iter(requests), timeout=60))).committed_bytes
+    call = client.registry.UploadBlob(timeout=60)
+    with contextlib.suppress(asyncio.InvalidStateError):
+        for request in requests:
+            await call.write(request)
+            if not any(key == ACCEPTED for key, _ in await call.initial_metadata()):
+                break
+        await call.done_writing()
+    return (await answer(call)).committed_bytes
 
 
 def publish(store: Path, file: StoredFile) -> None:
@@ -100,20 +107,20 @@ BAD: dict[str, tuple[object, str, str]] = {
     "too large": (lambda content: messages(content, total_bytes=1 << 50), "INVALID_ARGUMENT", "total_bytes"),
     "beyond the total": (lambda content: messages(content, total_bytes=7), "INVALID_ARGUMENT", "data"),
     "a chunk too large": (
-        lambda content: [
-            transfer_pb2.UploadBlobRequest(
-                digest=digest_of(content), total_bytes=len(content), data=bytes(CHUNK + 1)
-            )
-        ],
+        lambda content: [messages(content)[0], transfer_pb2.UploadBlobRequest(data=bytes(CHUNK + 1))],
         "INVALID_ARGUMENT",
         "data",
     ),
     "a gap": (
-        lambda content: [messages(content)[0], messages(content)[2]],
+        lambda content: [*messages(content)[:2], messages(content)[3]],
         "INVALID_ARGUMENT",
         "offset",
     ),
-    "an overlap": (lambda content: [messages(content)[0]] * 2, "INVALID_ARGUMENT", "offset"),
+    "an overlap": (
+        lambda content: [*messages(content)[:2], messages(content)[1]],
+        "INVALID_ARGUMENT",
+        "offset",
+    ),
 }
 
 
@@ -133,7 +140,7 @@ async def test_bad_uploads(client: RegistryStubs, rng: random.Random, case: str)
 
 async def test_an_upload_goes_on_where_it_must(client: RegistryStubs, rng: random.Random):
     content = rng.randbytes(3 * CHUNK + 5)
-    assert await upload(client, messages(content)[:2]) == 2 * CHUNK
+    assert await upload(client, messages(content)[:3]) == 2 * CHUNK
     for offset, kind in ((0, FailedPrecondition), (CHUNK, FailedPrecondition), (3 * CHUNK, OutOfRange)):
         with pytest.raises(kind) as caught:
             await upload(client, messages(content, offset))
@@ -201,12 +208,13 @@ async def test_a_registry_that_is_killed_in_the_middle(tmp_path: Path, rng: rand
                     sending = asyncio.create_task(upload_file(stub, tmp_path / "file", file, progress=count))
                 if threshold is None:
                     sent = await asyncio.wait_for(sending, 60)
+                    request = transfer_pb2.GetUploadRequest(digest=file.digest)
+                    found = await stub.GetUpload(request, timeout=10)
                     break
                 await until(lambda least=threshold: arrived >= least, "some of it is there")
                 process.send_signal(signal.SIGKILL)
                 await asyncio.to_thread(process.wait)
                 kills += 1
-        found = await stub.GetUpload(transfer_pb2.GetUploadRequest(digest=file.digest), timeout=10)
     print(f"{file.size} bytes, {sent} sent, over {kills} registries that were killed")
     assert kills == 2
     assert found.complete
@@ -221,10 +229,9 @@ async def test_connections_that_break(tmp_path: Path, rng: random.Random):
         file = write(tmp_path / "file", rng.randbytes(24 * CHUNK))
         await upload_file(client.registry, tmp_path / "file", file)
         publish(client.store, file)
-        port = int(client.address.rpartition(":")[2])
         cuts = [rng.randrange(2 * CHUNK, 7 * CHUNK) for _ in range(3)]
         async with (
-            CuttingProxy(port, cuts).running() as proxy,
+            CuttingProxy(client.port, cuts).running() as proxy,
             open_channel(f"127.0.0.1:{proxy.port}") as cut,
         ):
             stub = registry_pb2_grpc.RegistryServiceStub(cut)
@@ -282,16 +289,6 @@ async def test_downloads_are_bounded_and_read_as_they_are_taken(
     assert reads < 24
     call.cancel()
 
-    async def is_free() -> bool:
-        again = narrow.registry.DownloadBlob(transfer_pb2.DownloadBlobRequest(digest=file.digest), timeout=60)
-        try:
-            return (await again.read()) is not grpc.aio.EOF
-        except grpc.aio.AioRpcError:
-            return False
-        finally:
-            again.cancel()
-
-    await until(is_free, "a client that left frees its place")
     # Whoever finds no place waits for one.
     busy = await read_some_once_free(narrow, file)
     waiting = asyncio.create_task(download_files(narrow.registry, [file], tmp_path / "there"))
@@ -302,12 +299,15 @@ async def test_downloads_are_bounded_and_read_as_they_are_taken(
 
 
 async def read_some_once_free(client: RegistryStubs, file: StoredFile) -> grpc.aio.UnaryStreamCall:
-    while True:
-        try:
-            return await read_some(client, file)
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            await asyncio.sleep(0.02)
+    taken: list[grpc.aio.UnaryStreamCall] = []
+
+    async def take() -> bool:
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            taken.append(await read_some(client, file))
+        return bool(taken)
+
+    await until(take, "a place is free")
+    return taken[0]
 
 
 async def failed(client: RegistryStubs, file: StoredFile) -> grpc.aio.UnaryStreamCall:
@@ -379,8 +379,7 @@ async def test_uploads_are_bounded(narrow: RegistryStubs, rng: random.Random):
     assert full.value.retry_after_s is None
     assert (await client_has(narrow, second)) == 0
     third = rng.randbytes(4 * CHUNK)
-    call = narrow.registry.UploadBlob()
-    await call.write(messages(third)[0])
+    call = await begun_upload(narrow, third)
 
     async def has_begun() -> bool:
         return await client_has(narrow, third) > 0
@@ -397,39 +396,50 @@ async def client_has(client: RegistryStubs, content: bytes) -> int:
     return (await client.call("GetUpload", digest=digest_of(content))).committed_bytes
 
 
-async def test_clients_that_stand_still(
-    client: RegistryStubs, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+async def test_senders_that_stand_still(
+    client: RegistryStubs, rng: random.Random, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(transfers, "IDLE_S", 0.3)
-    monkeypatch.setattr(transfer_methods, "IDLE_S", 0.3)
     content = rng.randbytes(32 * CHUNK)
-    call = client.registry.UploadBlob()
-    await call.write(messages(content)[0])
+    call = await begun_upload(client, content)
     with pytest.raises(TreadleError) as sent:
         await answer(call)
     assert (sent.value.code, sent.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
     assert await client_has(client, content) == CHUNK
     assert await upload(client, messages(content, CHUNK)) == len(content)
-    file = StoredFile("file", digest_of(content), len(content))
-    publish(client.store, file)
-    taking = await read_some(client, file)
-    await asyncio.wait_for(until_over(taking), 30)
-    with pytest.raises(TreadleError) as taken:
-        while True:
-            assert await answer(taking.read()) is not grpc.aio.EOF
-    assert (taken.value.code, taken.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
 
 
-async def until_over(call: grpc.aio.UnaryStreamCall) -> None:
-    await call.code()
+async def test_readers_that_stand_still(
+    narrow: RegistryStubs, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transfer_methods, "IDLE_S", 0.3)
+    file = write(tmp_path / "file", rng.randbytes(32 * CHUNK))
+    await upload_file(narrow.registry, tmp_path / "file", file)
+    publish(narrow.store, file)
+    standing = await read_some(narrow, file)
+    # There is one place, and who stands still loses it.
+    assert await download_files(narrow.registry, [file], tmp_path / "there") == file.size
+    taken = 1
+    with pytest.raises(TreadleError) as caught:
+        while await answer(standing.read()) is not grpc.aio.EOF:
+            taken += 1
+    print(f"{taken} of 32 chunks went to a client that stood still")
+    assert (caught.value.code, caught.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
+    assert 1 < taken < 24
+
+
+async def begun_upload(client: RegistryStubs, content: bytes) -> grpc.aio.StreamUnaryCall:
+    call = client.registry.UploadBlob(timeout=60)
+    for message in messages(content)[:2]:
+        await call.write(message)
+    return call
 
 
 async def test_what_nobody_comes_back_for_goes_after_a_day(client: RegistryStubs, rng: random.Random):
     whole, begun, running = (rng.randbytes(2 * CHUNK) for _ in range(3))
     await upload(client, messages(whole))
-    await upload(client, messages(begun)[:1])
-    call = client.registry.UploadBlob()
-    await call.write(messages(running)[0])
+    await upload(client, messages(begun)[:2])
+    call = await begun_upload(client, running)
 
     async def runs() -> bool:
         return await client_has(client, running) > 0
