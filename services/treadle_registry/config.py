@@ -10,6 +10,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from treadle.security import TransportConfig
 
 
+class HubConfig(BaseSettings):
+    """What of a hub is the registry's own (`TREADLE_REGISTRY_HUB_*`); the rest is `HF_*`, see docs/hub.md."""
+
+    model_config = SettingsConfigDict(env_prefix="TREADLE_REGISTRY_HUB_", frozen=True, extra="ignore")
+
+    token_file: Path | None = None
+    """A file with a token; without one HF_TOKEN, HF_TOKEN_PATH and `hf auth login` hold."""
+
+
 class RegistryConfig(BaseSettings):
     """Settings of the registry (`TREADLE_REGISTRY_*`, and `TREADLE_STORE`)."""
 
@@ -22,6 +31,8 @@ class RegistryConfig(BaseSettings):
     """Where Prometheus finds `/metrics`; empty: nowhere."""
     transport: TransportConfig = Field(default_factory=TransportConfig)
     """TLS and keys."""
+    hub: HubConfig = Field(default_factory=HubConfig)
+    """The Hugging Face hub."""
     store: Path = Field(default=Path("~/.cache/treadle/store"), validation_alias="TREADLE_STORE")
     """Where models lie."""
     max_imports: int = Field(default=2, ge=1, le=64)

@@ -91,6 +91,8 @@ class GgufFile:
         try:
             header = _Header(self._map, path.name)
             self.metadata, self.tensors = header.metadata, header.tensors
+            self.header_bytes = header.end
+            """Where the header ends and the tensors' data may begin."""
         except BaseException:
             self._map.close()
             raise
@@ -138,6 +140,7 @@ class _Header:
                 raise corrupt(name, f"the metadata has {key!r} twice")
             self.metadata[key] = self._value(key)
         self.tensors = self._tensors(tensors)
+        self.end = self._at
 
     def _take(self, count: int) -> bytes:
         if count > self._end - self._at:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
 from treadle_registry.formats.safetensors_file import (
     StoredTensor,
     TensorDigests,
-    hash_tensors,
     read_header,
     write_bfloat16,
 )
+from treadle_registry.formats.shared_weights import share_weights
 from treadle_registry.names import check_file_name, file_inside, is_file_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
 _MAX_TEXT = 256 << 20
 _MAX_TOKENIZER = 128 << 20
@@ -48,26 +48,35 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 class HuggingFaceFolder:
     """config.json, safetensors in one file or several, tokenizer.json and what else belongs to them.
 
-    Weights become bfloat16, rounded to nearest even; a single file of bfloat16 is taken as it is.
+    Weights become bfloat16, rounded to nearest even; files of bfloat16 alone are taken as they are.
     """
 
     def __init__(self, folder: Path) -> None:
         """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
-        self._weights = _weight_files(folder)
+        weights = _weight_files(folder)
         kept = {
             path.name
             for path in folder.iterdir()
             if is_file_name(path.name)
             and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
         }
-        self.files = {
-            name: file_inside(folder, name)
-            for name in sorted({"config.json", "tokenizer.json", *kept, *self._weights})
-        }
+        names = sorted({"config.json", "tokenizer.json", *kept, *weights})
+        self._take({name: file_inside(folder, name) for name in names}, weights)
+
+    @classmethod
+    def of_files(cls, files: Mapping[str, Path], weights: Sequence[str]) -> HuggingFaceFolder:
+        """A model whose files lie wherever they lie; `weights` are the names of its safetensors files."""
+        made = cls.__new__(cls)
+        made._take(dict(files), tuple(weights))
+        return made
+
+    def _take(self, files: dict[str, Path], weights: tuple[str, ...]) -> None:
+        self._weights = weights
+        self.files = files
         """What is kept as it came: name in `source/` and where it lies."""
         if len(self.files) > _MAX_FILES:
             raise InvalidArgument(
-                f"{folder} has {len(self.files)} files of a model; at most {_MAX_FILES} are taken",
+                f"the model has {len(self.files)} files; at most {_MAX_FILES} are taken",
                 reason="TOO_MANY_FILES",
             )
         for name, path in self.files.items():
@@ -81,12 +90,10 @@ class HuggingFaceFolder:
     def stage(self, staging: Staging, report: Report) -> tuple[TextParts, TensorDigests]:
         """Writes the canonical weights from the copies in `staging`."""
         parts, places = self._read({name: staging.path(f"source/{name}") for name in self.files})
-        if len(self._weights) == 1 and all(
+        if all(
             tensor.dtype == "BF16" and not _DERIVED.fullmatch(name) for name, (_, tensor) in places.items()
         ):
-            (name,) = self._weights
-            staging.share(f"source/{name}", WEIGHTS)
-            return parts, _hash_shared(staging.path(WEIGHTS), report)
+            return parts, share_weights(staging, self._weights, report)
         shapes = {
             name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not _DERIVED.fullmatch(name)
         }
@@ -101,19 +108,7 @@ class HuggingFaceFolder:
             return parts, write_bfloat16(write, shapes, slices)
 
     def _read(self, files: Mapping[str, Path]) -> tuple[TextParts, dict[str, tuple[Path, StoredTensor]]]:
-        config = read_json(files["config.json"], MAX_CONFIG_BYTES)
-        for name in ("config.json", "tokenizer_config.json"):
-            if name in files and read_json(files[name]).get("auto_map"):
-                raise FailedPrecondition(
-                    f"{name} asks for code of the model's own (auto_map), which is never run; remove the "
-                    "entry where the model is of a supported type without it",
-                    reason="REMOTE_CODE",
-                )
-        if config.get("quantization_config"):
-            raise FailedPrecondition(
-                "config.json says that the weights are quantised; import the unquantised model",
-                reason="UNSUPPORTED_QUANTIZATION",
-            )
+        config = check_config(files)
         places: dict[str, tuple[Path, StoredTensor]] = {}
         for file in self._weights:
             tensors = read_header(files[file])
@@ -124,6 +119,24 @@ class HuggingFaceFolder:
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         _check_tensors(config, places)
         return _text_parts(files, config), places
+
+
+def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
+    """config.json, of a model that may be read; raises FailedPrecondition and InvalidArgument for another."""
+    config = read_json(files["config.json"], MAX_CONFIG_BYTES)
+    for name in ("config.json", "tokenizer_config.json"):
+        if name in files and read_json(files[name]).get("auto_map"):
+            raise FailedPrecondition(
+                f"{name} asks for code of the model's own (auto_map), which is never run; remove the "
+                "entry where the model is of a supported type without it",
+                reason="REMOTE_CODE",
+            )
+    if config.get("quantization_config"):
+        raise FailedPrecondition(
+            "config.json says that the weights are quantised; import the unquantised model",
+            reason="UNSUPPORTED_QUANTIZATION",
+        )
+    return config
 
 
 def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
@@ -167,7 +180,7 @@ def _weight_files(folder: Path) -> tuple[str, ...]:
         return (_SINGLE,)
     if len(single) == 1:
         return (single[0],)
-    if any(path.name.endswith(_PICKLE_SUFFIXES) for path in folder.iterdir()):
+    if any(path.name.endswith(PICKLE_SUFFIXES) for path in folder.iterdir()):
         raise InvalidArgument(
             f"{folder.name} has its weights in Python's pickle format, which can run code and is never read; "
             "convert them to safetensors (in transformers: load and save_pretrained) where you trust them",
@@ -291,13 +304,3 @@ def _bfloat16_slices(path: Path, tensor: StoredTensor) -> Iterator[memoryview]:
                 continue
             stored = np.frombuffer(piece, dtype=np.float32 if tensor.dtype == "F32" else np.float16)
             yield round_to_bfloat16(stored.astype(np.float32, copy=False)).data.cast("B")
-
-
-def _hash_shared(path: Path, report: Report) -> TensorDigests:
-    tensors = read_header(path)
-    meter = StageMeter(report, Stage.CONVERTING, sum(tensor.size for tensor in tensors.values()))
-    digests: TensorDigests = {}
-    for name, digest, size in hash_tensors(path, tensors):
-        digests[name] = (tensors[name].dtype, tensors[name].shape, digest)
-        meter.add(size)
-    return digests

@@ -16,6 +16,7 @@ import time
 
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
+from treadle_registry.config import HubConfig
 from treadle_registry.operations.importing import check_source, import_source
 from treadle_registry.operations.job import (
     Event,
@@ -66,8 +67,8 @@ class _Speaker:
 def _import(store: Store, job: ImportJob, report: Report) -> Imported:
     if job.validate_only:
         report(Progress(Stage.CHECKING))
-        return Imported(check_source(job.source))
-    published = import_source(store, job.source, report)
+        return Imported(check_source(job.source, HubConfig()))
+    published = import_source(store, job.source, report, HubConfig())
     return Imported(published.manifest, published.already_present)
 
 

@@ -12,7 +12,8 @@ from treadle_registry.operations.job import Imported, ImportJob, Outcome, Verify
 from treadle_registry.operations.operations import Operation, OperationRequest
 from treadle_registry.operations.progress import Stage
 from treadle_registry.servicing.convert import artifact_to_proto, timestamp_to_proto
-from treadle_registry.sources.source import HubSource, LocalSource, Source
+from treadle_registry.sources.hub_source import HubSource
+from treadle_registry.sources.source import LocalSource, Source
 from treadle_registry.store.store import Store
 
 _IMPORT_STAGES = {

@@ -7,23 +7,21 @@ import importlib.util
 import re
 from pathlib import Path
 
-from treadle.errors import InvalidArgument, NotFound, PermissionDenied, Unimplemented, invalid_field
+from treadle.errors import InvalidArgument, NotFound, PermissionDenied, invalid_field
 from treadle_registry.formats.gguf_model import GgufModel
 from treadle_registry.formats.huggingface_folder import HuggingFaceFolder
 from treadle_registry.names import source_path
-from treadle_registry.sources.source import LocalSource, Source
-
-SourceModel = GgufModel | HuggingFaceFolder
-"""What is read from a source: it checks itself, and stages its canonical form."""
+from treadle_registry.sources.opened import SourceModel
+from treadle_registry.sources.source import LocalSource
 
 _PACKAGE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 
 
-def open_source(source: Source) -> SourceModel:
+def open_source(source: LocalSource) -> SourceModel:
     """Finds the source's files, without reading much of them.
 
-    Raises InvalidArgument that names the source's field, NotFound for a package that is not installed,
-    PermissionDenied, and Unimplemented for a hub.
+    Raises InvalidArgument that names the source's field, NotFound for a package that is not installed, and
+    PermissionDenied.
     """
     try:
         model = _find(source)
@@ -36,9 +34,7 @@ def open_source(source: Source) -> SourceModel:
     return model
 
 
-def _find(source: Source) -> SourceModel:
-    if not isinstance(source, LocalSource):
-        raise Unimplemented(f"models are not imported from a {source.kind} yet")
+def _find(source: LocalSource) -> SourceModel:
     if source.kind == "package":
         return _open_package(source.value)
     path = source_path(source.value, source.kind)

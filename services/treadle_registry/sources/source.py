@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from treadle.errors import Unimplemented, invalid_field
+from treadle.errors import invalid_field
 from treadle_registry.names import check_source_path
+from treadle_registry.sources.hub_source import HubSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,31 +31,6 @@ class LocalSource:
 
     def __str__(self) -> str:
         return f"package:{self.value}" if self.kind == "package" else self.value
-
-
-@dataclass(frozen=True, slots=True)
-class HubSource:
-    """A repository of a Hugging Face hub."""
-
-    repository: str
-    revision: str = ""
-    variant: str = ""
-    gguf_file: str = ""
-    local_files_only: bool = False
-
-    kind: ClassVar = "hub"
-    field: ClassVar = "hub"
-
-    def check(self) -> None:
-        """Raises InvalidArgument that names the field."""
-        raise Unimplemented(
-            "models are not fetched from a hub yet; download the folder and import it by its path"
-        )
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        file = f"/{self.gguf_file}" if self.gguf_file else ""
-        return f"hub:{self.repository}{revision}{file}"
 
 
 Source = LocalSource | HubSource

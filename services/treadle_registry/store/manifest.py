@@ -10,7 +10,7 @@ from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.store.digests import Digests
 
-CONVERTER = "treadle-registry/1"
+CONVERTER = "treadle-registry/2"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
 _VERSION = 2

@@ -25,6 +25,7 @@ READ_ONLY = 0o444
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY_STORE = "STORE_READ_ONLY"
 NOT_WRITABLE_STORE = "STORE_NOT_WRITABLE"
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP)
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
@@ -120,6 +121,32 @@ class Staging:
                 write(chunk)
                 if progress:
                     progress(len(chunk))
+
+    def link(self, source: Path, name: str, progress: Progress | None = None) -> None:
+        """A second name for `source`, which becomes read-only; hashed like a copy, telling `progress`.
+
+        On another file system, or where the kernel does not let this user link to it, it is copied.
+        """
+        path, digest, size = self.path(name), hashlib.sha256(), 0
+        path.parent.mkdir(exist_ok=True)
+        try:
+            os.link(source.resolve(), path)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            self.copy(source, name, progress)
+            return
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                if progress:
+                    progress(len(chunk))
+            # Another's file cannot be given a mode, and needs none of ours.
+            with contextlib.suppress(PermissionError):
+                os.fchmod(file.fileno(), READ_ONLY)
+            os.fsync(file.fileno())
+        self._record(name, f"sha256:{digest.hexdigest()}", size)
 
     def share(self, existing: str, name: str) -> None:
         """A second name for a file that is already staged."""

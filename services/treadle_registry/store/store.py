@@ -227,14 +227,29 @@ class Store:
             return self._collect()
 
     def _collect(self) -> int:
-        """Removes blobs that no artifact links to. Publishing holds the same lock from its first link on."""
-        freed = 0
+        """Removes blobs that no artifact links to. Publishing holds the same lock from its first link on.
+
+        The number of links does not tell alone: a file of the hub's cache may have its name there, too.
+        """
+        freed, used = 0, self._inodes()
         for blob in self._blobs.glob("*/*"):
             stat = blob.stat()
-            if stat.st_nlink == 1:
+            if stat.st_ino not in used:
                 blob.unlink()
-                freed += stat.st_size
+                freed += stat.st_size if stat.st_nlink == 1 else 0
         return freed
+
+    def _inodes(self) -> set[int]:
+        """Of every file of every artifact."""
+        folders, found = [self._artifacts], set()
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry))
+                    else:
+                        found.add(entry.inode())
+        return found
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

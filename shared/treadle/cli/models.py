@@ -16,12 +16,13 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
+from treadle.cli.models_hub import GgufFile, Offline, Revision, Variant, with_hub_options
 from treadle.cli.models_transfer import add_transfer_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
 from treadle.cli.report import Report
-from treadle.client import Alias, Artifact, ModelSource, RegistryClient
+from treadle.client import Alias, Artifact, HubOptions, ModelSource, RegistryClient
 from treadle.errors import NotFound, invalid_field
 
 _SHORT = len("sha256:") + 12
@@ -42,12 +43,20 @@ def build_app() -> typer.Typer:
 
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A Hugging Face folder, a .gguf file, or package:NAME.", show_default=False)
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, a .gguf file, package:NAME, or hub:OWNER/NAME[@REVISION].",
+            show_default=False,
+        ),
     ],
     alias: Annotated[str, typer.Option(help="The name to give it.", show_default=False)] = "",
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing where the store has a model of that name.")
     ] = False,
+    revision: Revision = "",
+    variant: Variant = "",
+    gguf_file: GgufFile = "",
+    offline: Offline = False,
     registry: Registry = "",
 ) -> None:
     """Bring a model into the store.
@@ -62,15 +71,20 @@ def import_(
       treadle models import ~/models/Qwen2-0.5B-Instruct --alias qwen2
 
       treadle models import ./tinyllama.Q4_K_M.gguf --alias tinyllama
+
+      treadle models import hub:Qwen/Qwen2.5-0.5B-Instruct --alias qwen25
     """
     if if_missing and not alias:
         raise invalid_field("if_missing", "--if-missing asks by the name: give it with --alias")
+    wanted = with_hub_options(
+        ModelSource.parse(source), HubOptions(revision, variant, gguf_file, local_files_only=offline)
+    )
     address = registry_address(registry)
     # What is there already may have lost its source since.
     if if_missing and (known := run_until_interrupted(_known(address, alias))):
         result_console().print(f"{known.digest}  {alias} (the store had it before)")
         return
-    run_until_interrupted(_import(address, ModelSource.parse(source), alias))
+    run_until_interrupted(_import(address, wanted, alias))
 
 
 async def _known(address: str, alias: str) -> Artifact | None:

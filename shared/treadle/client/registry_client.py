@@ -10,7 +10,7 @@ from pathlib import Path
 from google.longrunning import operations_proto_pb2
 from google.protobuf import timestamp_pb2
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2, source_pb2
 from treadle.client.artifact import (
     Alias,
     Artifact,
@@ -34,7 +34,10 @@ class RegistryClient(VerificationMethods, TransferMethods):
         The import goes on in the registry when the iteration is left.
         """
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
-        setattr(request, source.kind, source.value)
+        if source.kind == "hub":
+            request.hub.CopyFrom(hub_source_to_proto(source))
+        else:
+            setattr(request, source.kind, source.value)
         async for progress in self._import(request, timeout_s):
             yield progress
 
@@ -121,7 +124,24 @@ def _progress(operation: operations_proto_pb2.Operation) -> ImportProgress:
     metadata = registry_pb2.ImportModelMetadata()
     operation.metadata.Unpack(metadata)
     stage = registry_pb2.ImportStage.Name(metadata.stage).removeprefix("IMPORT_STAGE_").lower()
-    return ImportProgress(stage, metadata.done_bytes, metadata.total_bytes)
+    return ImportProgress(
+        stage,
+        metadata.done_bytes,
+        metadata.total_bytes,
+        done_files=metadata.done_files,
+        total_files=metadata.total_files,
+    )
+
+
+def hub_source_to_proto(source: ModelSource) -> source_pb2.HubSource:
+    """A repository of a hub."""
+    return source_pb2.HubSource(
+        repository=source.value,
+        revision=source.hub.revision,
+        variant=source.hub.variant,
+        gguf_file=source.hub.gguf_file,
+        local_files_only=source.hub.local_files_only,
+    )
 
 
 def alias_from_proto(alias: registry_pb2.Alias) -> Alias:

@@ -9,7 +9,7 @@ import pytest
 from google.longrunning import operations_proto_pb2
 from registry_stubs import RegistryStubs, answer, half_done, sizes, write_folder
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2, source_pb2
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2
 from treadle.errors import (
     Aborted,
     AlreadyExists,
@@ -17,7 +17,6 @@ from treadle.errors import (
     InvalidArgument,
     NotFound,
     TreadleError,
-    Unimplemented,
 )
 
 
@@ -218,5 +217,3 @@ async def test_errors_of_the_source_are_the_operations(client: RegistryStubs, tm
         with pytest.raises(kind) as caught:
             await client.imported(**fields)
         assert caught.value.reason == reason
-    with pytest.raises(Unimplemented):
-        await client.import_model(hub=source_pb2.HubSource(repository="a/b"))

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from treadle.errors import TreadleError
 from treadle.models.config import parse_config
 from treadle.models.llama import expected_tensors
+from treadle.nn.loader import weight_files
 from treadle_registry.operations.importing import import_source
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Published, Store
@@ -78,8 +79,11 @@ def imported(store: Path, folder: Path) -> Published:
 
 
 def stored(published: Published) -> dict[str, torch.Tensor]:
-    with safe_open(published.canonical_folder / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    found: dict[str, torch.Tensor] = {}
+    for path in weight_files(published.canonical_folder):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -95,9 +99,11 @@ def test_weights_become_bfloat16(tmp_path: Path, dtype: torch.dtype, shards: int
     assert {path.name for path in source.iterdir()} == {path.name for path in (tmp_path / "model").iterdir()}
     for path in source.iterdir():
         assert path.read_bytes() == (tmp_path / "model" / path.name).read_bytes()
-    shared = dtype == torch.bfloat16 and shards == 1
-    weights = published.canonical_folder / "model.safetensors"
-    assert shared == (shards == 1 and weights.samefile(source / "model.safetensors"))
+    weights = weight_files(published.canonical_folder)
+    assert len(weights) == (shards if dtype == torch.bfloat16 else 1)
+    originals = [path for path in source.iterdir() if path.suffix == ".safetensors"]
+    shared = [path for path in weights if any(path.samefile(original) for original in originals)]
+    assert shared == (weights if dtype == torch.bfloat16 else [])
 
 
 def test_the_digest_is_of_what_is_in_the_model(tmp_path: Path):

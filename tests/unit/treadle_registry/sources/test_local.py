@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from small_folder import write_model
+from unprivileged import unprivileged
 
 from treadle.errors import PermissionDenied
 from treadle_registry.sources.local import open_source
 from treadle_registry.sources.source import LocalSource
-
-NOBODY = 65534
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """As an ordinary user where the tests run as root, whom no mode keeps out."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture

@@ -1,0 +1,198 @@
+"""The hub through `huggingface_hub`: its session, its headers, its addresses and its settings.
+
+Of the client's own downloads only the parts are used. Version 2.4 throws a partial file away when a download
+ends early, and compares no hash; see `hub_download`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from huggingface_hub import HfApi, constants, get_session, get_token, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from treadle import __version__
+from treadle.errors import FailedPrecondition, InvalidArgument, Unavailable
+from treadle_registry.config import HubConfig
+from treadle_registry.names import is_file_name
+from treadle_registry.sources.hub_errors import hub_errors, not_a_hub
+from treadle_registry.sources.hub_source import HubSource
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+_TALKATIVE = ("httpx", "httpx2", "httpcore", "httpcore2")
+_MAX_LISTED = 100_000
+_MAX_TOKEN = 4096
+_PAUSES_S = (0.3, 1.0)
+"""After an attempt that failed; then comes the last one."""
+_LIBRARY = "treadle"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A whole one; git's names of files have the same form."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as the hub lists it."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Empty for a file of git's."""
+    git_sha1: str
+    """Git's name of the file's content, or of the pointer to it."""
+
+    @property
+    def etag(self) -> str:
+        """The name of its blob in the cache."""
+        return self.sha256 or self.git_sha1
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A commit's files at the top of the repository."""
+
+    commit: str
+    files: dict[str, HubFile]
+
+
+class HubClient:
+    """The hub of HF_ENDPOINT, or another one for tests."""
+
+    def __init__(
+        self, token: str | None = None, *, endpoint: str | None = None, cache: Path | None = None
+    ) -> None:
+        """Without a token the client's own ways hold: HF_TOKEN, HF_TOKEN_PATH, `hf auth login`."""
+        # They log whole addresses, and those of a hub's files carry a signature that opens them.
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._token = token
+        self.endpoint = endpoint or constants.ENDPOINT
+        self.cache = cache or Path(constants.HF_HUB_CACHE)
+        """The folder of the Hugging Face cache that has the repositories."""
+
+    @classmethod
+    def of(cls, config: HubConfig) -> HubClient:
+        """With the token of the settings' file; raises FailedPrecondition for one that cannot be read."""
+        path = config.token_file
+        if path is None:
+            return cls()
+        try:
+            with path.open() as file:
+                return cls(_checked(file.read(_MAX_TOKEN).strip(), str(path)))
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(str(path)) from error
+
+    @functools.cached_property
+    def _credential(self) -> str | Literal[False]:
+        """The token that goes with every call, or False for none; found before any call is made."""
+        if self._token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            return False
+        try:
+            token = self._token or get_token()
+        except (OSError, ValueError) as error:
+            # Not from the error: a decoder's quotes what it read.
+            raise _unreadable(f"HF_TOKEN or {constants.HF_TOKEN_PATH}") from error
+        return _checked(token, f"HF_TOKEN or {constants.HF_TOKEN_PATH}") if token else False
+
+    @property
+    def offline(self) -> bool:
+        """HF_HUB_OFFLINE, as the client reads it."""
+        return constants.is_offline_mode()
+
+    def listing(self, source: HubSource) -> Listing:
+        """What the revision has. Raises TreadleError: see `hub_errors`."""
+        for pause_s in _PAUSES_S:
+            with contextlib.suppress(Unavailable):
+                return self._listing(source)
+            time.sleep(pause_s)
+        return self._listing(source)
+
+    def _listing(self, source: HubSource) -> Listing:
+        api = HfApi(
+            endpoint=self.endpoint, token=self._credential, library_name=_LIBRARY, library_version=__version__
+        )
+        try:
+            with hub_errors(self.endpoint, source):
+                info = api.model_info(
+                    source.repository,
+                    revision=source.wanted_revision,
+                    files_metadata=True,
+                    timeout=constants.HF_HUB_ETAG_TIMEOUT,
+                )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise not_a_hub(self.endpoint, type(error).__name__) from error
+        if not info.sha or not COMMIT.fullmatch(info.sha):
+            raise not_a_hub(self.endpoint, "no commit")
+        siblings = info.siblings or []
+        if len(siblings) > _MAX_LISTED:
+            raise InvalidArgument(
+                f"{source.repository} has {len(siblings)} files; at most {_MAX_LISTED} are looked at",
+                reason="TOO_MANY_FILES",
+            )
+        # What lies in a folder of the repository's own is no part of a model at its top.
+        return Listing(
+            info.sha,
+            {entry.rfilename: self._file(entry) for entry in siblings if is_file_name(entry.rfilename)},
+        )
+
+    def _file(self, entry: RepoSibling) -> HubFile:
+        sha256 = entry.lfs.sha256 if entry.lfs else ""
+        size = entry.lfs.size if entry.lfs else entry.size
+        if type(size) is not int or size < 0 or not entry.blob_id:
+            raise not_a_hub(self.endpoint, "a file without size and digest")
+        if not (_SHA256 if sha256 else COMMIT).fullmatch(sha256 or entry.blob_id):
+            raise not_a_hub(self.endpoint, "a digest that is none")
+        return HubFile(size, sha256, entry.blob_id)
+
+    @contextlib.contextmanager
+    def bytes_of(
+        self, source: HubSource, commit: str, name: str, start: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """A file's bytes from `start` up to `end`, as they come, after the byte that they begin at.
+
+        A server that ignores the range begins at 0. Errors of the transport, also while the bytes are read
+        within the block, become TreadleError. A read that nothing comes from ends after
+        HF_HUB_DOWNLOAD_TIMEOUT seconds.
+        """
+        url = hf_hub_url(source.repository, name, revision=commit, endpoint=self.endpoint)
+        headers = build_hf_headers(token=self._credential, library_name=_LIBRARY, library_version=__version__)
+        # Sizes and hashes are those of what is stored, not of what is packed for the way.
+        headers["Accept-Encoding"] = "identity"
+        if start or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        with (
+            hub_errors(self.endpoint, source, name),
+            get_session().stream(
+                "GET",
+                url,
+                headers=headers,
+                timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                follow_redirects=True,
+            ) as response,
+        ):
+            hf_raise_for_status(response)
+            yield start if response.status_code == 206 else 0, response.iter_bytes()
+
+
+def _checked(token: str, where: str) -> str:
+    if not token or not token.isascii() or not token.isprintable():
+        raise _unreadable(where)
+    return token
+
+
+def _unreadable(where: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"the hub's token cannot be read from {where}: it must be one line that the registry may read; look "
+        "at TREADLE_REGISTRY_HUB_TOKEN_FILE and HF_TOKEN_PATH",
+        reason="HUB_TOKEN_UNREADABLE",
+    )
