@@ -16,15 +16,18 @@ from treadle_registry.formats.canonical import (
     write_text_parts,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
+from treadle_registry.sources.hub_source import HubSource
 from treadle_registry.sources.local import open_source
 from treadle_registry.sources.opened import OpenedSource
-from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.manifest import CONVERTER, Manifest
 from treadle_registry.store.staging import Staging, disk_errors
 from treadle_registry.store.store import Published, Store
 
 
-def open_any(source: Source, hub: HubConfig | None = None, report: Report = unheard) -> OpenedSource:
+def open_any(
+    source: LocalSource | HubSource, hub: HubConfig | None = None, report: Report = unheard
+) -> OpenedSource:
     """The source's files on this machine, brought here where they are elsewhere; raises TreadleError."""
     if isinstance(source, LocalSource):
         return OpenedSource(open_source(source), str(source))
@@ -35,7 +38,7 @@ def open_any(source: Source, hub: HubConfig | None = None, report: Report = unhe
     return open_hub(source, HubClient.of(hub or HubConfig()), report)
 
 
-def check_source(source: Source, hub: HubConfig | None = None) -> Manifest:
+def check_source(source: LocalSource | HubSource, hub: HubConfig | None = None) -> Manifest:
     """What importing `source` would give, as far as can be said without converting; writes nothing.
 
     Of a hub's weights only the headers are read.
@@ -48,10 +51,11 @@ def check_source(source: Source, hub: HubConfig | None = None) -> Manifest:
             from treadle_registry.sources.hub_headers import hub_headers
 
             opened = stack.enter_context(hub_headers(source, HubClient.of(hub or HubConfig()))).opened()
-        return _checked(opened)
+        return check_opened(opened)
 
 
-def _checked(opened: OpenedSource) -> Manifest:
+def check_opened(opened: OpenedSource) -> Manifest:
+    """See `check_source`."""
     model = opened.model
     parts = model.check()
     check_parts(parts)
@@ -69,7 +73,7 @@ def _checked(opened: OpenedSource) -> Manifest:
 
 
 def import_source(
-    store: Store, source: Source, report: Report = unheard, hub: HubConfig | None = None
+    store: Store, source: LocalSource | HubSource, report: Report = unheard, hub: HubConfig | None = None
 ) -> Published:
     """Imports `source` into `store` and gives the artifact; one that is there and whole is given as it is.
 
@@ -77,7 +81,11 @@ def import_source(
     Raises TreadleError.
     """
     report(Progress(Stage.CHECKING))
-    opened = open_any(source, hub, report)
+    return import_opened(store, open_any(source, hub, report), report)
+
+
+def import_opened(store: Store, opened: OpenedSource, report: Report = unheard) -> Published:
+    """Imports a model whose files were found; see `import_source`."""
     model = opened.model
     check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())

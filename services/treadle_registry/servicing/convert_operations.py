@@ -13,7 +13,9 @@ from treadle_registry.operations.operations import Operation, OperationRequest
 from treadle_registry.operations.progress import Stage
 from treadle_registry.servicing.convert import artifact_to_proto, timestamp_to_proto
 from treadle_registry.sources.hub_source import HubSource
+from treadle_registry.sources.remote_source import RemoteSource
 from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.uploaded_source import UploadedSource
 from treadle_registry.store.store import Store
 
 _IMPORT_STAGES = {
@@ -40,8 +42,15 @@ def _source(request: registry_pb2.ImportModelRequest) -> Source:
             return LocalSource("package", request.package)
         case "hub":
             return hub_source_from_proto(request.hub)
+        case "registry":
+            return RemoteSource(request.registry.remote, request.registry.model)
+        case "uploaded":
+            files = tuple((file.name, file.digest) for file in request.uploaded.files)
+            return UploadedSource(files, request.uploaded.source)
         case _:
-            raise invalid_field("source", "give one of folder, gguf_file, package and hub")
+            raise invalid_field(
+                "source", "give one of folder, gguf_file, package, hub, registry and uploaded"
+            )
 
 
 def hub_source_from_proto(hub: source_pb2.HubSource) -> HubSource:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from treadle.errors import invalid_field
 from treadle_registry.names import check_source_path
 from treadle_registry.sources.hub_source import HubSource
+from treadle_registry.sources.remote_source import RemoteSource
+from treadle_registry.sources.uploaded_source import UploadedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,11 @@ class LocalSource:
         return f"package:{self.value}" if self.kind == "package" else self.value
 
 
-Source = LocalSource | HubSource
+Source = LocalSource | HubSource | RemoteSource | UploadedSource
 
-_OTHERS: dict[str, type[HubSource]] = {"hub": HubSource}
+_OTHERS: dict[str, type[HubSource] | type[RemoteSource] | type[UploadedSource]] = {
+    other.kind: other for other in (HubSource, RemoteSource, UploadedSource)
+}
 
 
 def source_to_json(source: Source) -> dict[str, Any]:

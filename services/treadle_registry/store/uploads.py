@@ -41,10 +41,14 @@ class Arrived:
 class Uploads:
     """The folder of uploads of one store; several processes may use it."""
 
-    def __init__(self, store: Store, max_bytes: int) -> None:
+    def __init__(self, store: Store, max_bytes: int = 1 << 62) -> None:
         """`max_bytes` bounds all uploads together, those that arrive counted whole."""
         self._store, self._max_bytes = store, max_bytes
         self._folder = store.root / "uploads"
+
+    def prepare(self) -> None:
+        """Makes the folder where it is not there yet."""
+        self._folder.mkdir(exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Where a whole file lies, or would lie; raises InvalidArgument for what is no digest."""
@@ -67,7 +71,7 @@ class Uploads:
         with contextlib.suppress(OSError):
             blob = self._store.blob_path(digest)
             if file_digest(blob, heard) == digest:
-                self._folder.mkdir(exist_ok=True)
+                self.prepare()
                 # A name of its own: the artifact may go before the import comes.
                 with contextlib.suppress(FileExistsError):
                     os.link(blob, path)
@@ -86,7 +90,7 @@ class Uploads:
         if self.path(digest).exists():
             return None
         with disk_errors("an upload"):
-            self._folder.mkdir(exist_ok=True)
+            self.prepare()
             partial = PartialFile.open(self.partial(digest))
         try:
             if partial.size > total:
