@@ -96,7 +96,7 @@ class RegistryConfig(BaseSettings):
     """TLS and keys."""
     hub: HubConfig = Field(default_factory=HubConfig)
     """The Hugging Face hub."""
-    remotes: RemotesConfig = Field(default_factory=RemotesConfig, validation_alias="TREADLE_REMOTES_UNUSED")
+    other_registries: RemotesConfig = Field(default_factory=RemotesConfig)
     """Other registries."""
     store: Path = Field(default=Path("~/.cache/treadle/store"), validation_alias="TREADLE_STORE")
     """Where models lie."""

@@ -1,7 +1,6 @@
 """An import from another registry: files are brought, and the artifact must be the one that was claimed.
 
-Nothing is converted: the canonical files are taken as they are, and the three digests are taken over them anew.
-What has arrived stays among the uploads for a day, so that an import that was killed goes on where it was.
+Nothing is converted: the canonical files are taken as they are, and the three digests over them anew. What has arrived stays among the uploads for a day, so that an import that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -117,9 +116,8 @@ def _staged(
     store: Store, uploads: Uploads, staging: Staging, claimed: RemoteArtifact, report: Report
 ) -> Manifest:
     """Puts the files where they belong and gives the manifest; raises DataLoss where it is another's."""
-    meter = StageMeter(
-        report, Stage.COPYING, sum(file.size for file in (*claimed.files, *claimed.source_files))
-    )
+    total = sum(file.size for file in (*claimed.files, *claimed.source_files))
+    meter = StageMeter(report, Stage.COPYING, total)
     for kind, files in (("canonical", claimed.files), ("source", claimed.source_files)):
         for file in files:
             name = f"{kind}/{file.path}"
@@ -136,8 +134,7 @@ def _staged(
             made = _recomputed(scratch, staging, claimed, report)
     except TreadleError as error:
         raise DataLoss(
-            f"what the other registry has under {claimed.digests.artifact} is no model that it could have made: "
-            f"{error.message}",
+            f"what the other registry has under {claimed.digests.artifact} is no model: {error.message}",
             reason="DIGEST_MISMATCH",
         ) from error
     if made.digests != claimed.digests:
@@ -165,7 +162,7 @@ def _staged(
 
 
 def _recomputed(scratch: Staging, staging: Staging, claimed: RemoteArtifact, report: Report) -> Manifest:
-    """The manifest of the canonical files, as if they were imported; the canonical form of them is themselves."""
+    """The manifest of the canonical files, as if they were imported: their canonical form is themselves."""
     names = [file.path for file in claimed.files if "/" not in file.path]
     for name in names:
         scratch.link(staging.path(f"canonical/{check_file_name(name, 'the artifact')}"), f"source/{name}")

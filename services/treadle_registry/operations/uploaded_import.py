@@ -21,7 +21,7 @@ def check_uploaded(store: Store, source: UploadedSource) -> Manifest:
 def import_uploaded(store: Store, source: UploadedSource, report: Report = unheard) -> Published:
     """Imports the files, which are uploads no longer then; raises as `import_source` does, and NotFound.
 
-    Content that is not what its digest says is DataLoss (CHECKSUM_MISMATCH), and is no upload any more either.
+    Content that is not what its digest says is DataLoss (CHECKSUM_MISMATCH), and no upload any more either.
     """
     report(Progress(Stage.CHECKING))
     uploads = Uploads(store)

@@ -21,8 +21,8 @@ from treadle_registry.store.uploads import Uploads
 def open_uploaded(store: Store, source: UploadedSource) -> Iterator[OpenedSource]:
     """The model, until the block ends.
 
-    Raises NotFound (UPLOAD_NOT_FOUND) for a file that was never brought whole, or more than a day ago, and what
-    is wrong with the model.
+    Raises NotFound (UPLOAD_NOT_FOUND) for a file that was never brought whole, or more than a day ago, and
+    what is wrong with the model.
     """
     with disk_errors("the uploaded files' names"), store.staging() as staging:
         folder = staging.folder / "uploaded"

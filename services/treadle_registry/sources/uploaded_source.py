@@ -38,7 +38,7 @@ class UploadedSource:
             if not is_file_name(name):
                 raise invalid_field(
                     f"{field}.name",
-                    "must be a plain file name of letters, digits, '.', '_' and '-', a letter or digit first; "
+                    "must be a plain file name: letters, digits, '.', '_' and '-', a letter or digit first; "
                     f"got {name[:100]!r}",
                     reason="PATH_OUTSIDE",
                 )
