@@ -1,6 +1,7 @@
 """An import from another registry: files are brought, and the artifact must be the one that was claimed.
 
-Nothing is converted: the canonical files are taken as they are, and the three digests over them anew. What has arrived stays among the uploads for a day, so that an import that was killed goes on where it was.
+Nothing is converted: the canonical files are taken as they are, and the three digests over them anew. What
+has arrived stays among the uploads for a day, so that an import that was killed goes on where it was.
 """
 
 from __future__ import annotations
