@@ -85,7 +85,8 @@ class Registry:
     async def in_thread(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Runs a blocking call of the store or the catalog, in its turn.
 
-        Raises ResourceExhausted (DISK_FULL) beside what the call raises.
+        Raises ResourceExhausted (DISK_FULL) and FailedPrecondition (STORE_READ_ONLY, STORE_NOT_WRITABLE)
+        beside what the call raises.
         """
 
         def run() -> _T:
@@ -223,6 +224,6 @@ def _readable(read: Callable[[str], Published], digests: Iterable[str]) -> list[
     for digest in digests:
         try:
             readable.append(read(digest))
-        except (DataLoss, NotFound) as error:
+        except (DataLoss, NotFound, FailedPrecondition) as error:
             logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
     return readable

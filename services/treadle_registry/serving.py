@@ -21,6 +21,7 @@ from treadle_registry.planning import Planner
 from treadle_registry.registry import Registry
 from treadle_registry.servicing.operations_servicer import SERVICE_NAME, OperationsServicer
 from treadle_registry.servicing.servicer import RegistryServicer
+from treadle_registry.transfers import Transfers
 from treadle_registry.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ async def serving(
         max_waiting=config.max_waiting_imports,
         kept=config.kept_operations,
     )
+    transfers = Transfers(
+        registry.store,
+        max_uploads=config.max_uploads,
+        max_downloads=config.max_downloads,
+        max_upload_bytes=config.max_upload_bytes,
+    )
     try:
         interrupted = await operations.recover()
         logger.info("store opened", extra={"store": str(config.store), "interrupted": interrupted})
@@ -49,8 +56,8 @@ async def serving(
         )
         server.add(
             registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-            RegistryServicer(  # type: ignore[abstract]
-                registry, operations, eviction, Inspections(registry), Planner(registry)
+            RegistryServicer(
+                registry, operations, eviction, Inspections(registry), Planner(registry), transfers
             ),
             "treadle.api.registry.v1.RegistryService",
         )
@@ -59,7 +66,7 @@ async def serving(
             OperationsServicer(operations, registry.store),
             SERVICE_NAME,
         )
-        async with server.running(config.grace_period_s):
+        async with transfers.running(), server.running(config.grace_period_s):
             upkeep.start()
             await server.set_ready(True)
             try:

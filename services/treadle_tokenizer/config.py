@@ -8,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from treadle.security import TransportConfig
+from treadle.transfer.config import NodeCacheConfig
 
 
 class TokenizerConfig(BaseSettings):
@@ -25,6 +26,8 @@ class TokenizerConfig(BaseSettings):
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
     registry_timeout_s: float = Field(default=2.0, gt=0)
     """For one call to the registry."""
+    node_cache: NodeCacheConfig = Field(default_factory=NodeCacheConfig)
+    """For models whose files the registry has on another machine."""
     grace_period_s: float = Field(default=10.0, gt=0)
     """From SIGTERM to the end."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from treadle.errors import DeadlineExceeded, FailedPrecondition, Unavailable
@@ -43,6 +45,21 @@ class Registry(Protocol):
         """The artifact that an alias or digest means now; raises TreadleError, NotFound among them."""
 
 
+class Obtain(Protocol):
+    """Files of an artifact, where this machine can read them."""
+
+    def __call__(
+        self, folder: StoredFolder, names: Collection[str]
+    ) -> contextlib.AbstractAsyncContextManager[StoredFolder]:
+        """A folder that has the files until the block ends; raises TreadleError."""
+
+
+@contextlib.asynccontextmanager
+async def where_it_lies(folder: StoredFolder, names: Collection[str]) -> AsyncIterator[StoredFolder]:
+    """The registry's own folder."""
+    yield folder
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model, ready for text."""
@@ -63,12 +80,14 @@ class Models:
         self,
         registry: Registry,
         *,
+        obtain: Obtain = where_it_lies,
         resolve_ttl_s: float = 1.0,
         max_resolved: int = 1024,
         max_loaded: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._obtain = obtain
         self._names = RememberedNames(self._ask, fresh_s=resolve_ttl_s, max_names=max_resolved, clock=clock)
         self._tokenizers: LoadOnce[str, Tokenizer] = LoadOnce(max_loaded)
         self._templates: LoadOnce[tuple[str, str], ChatTemplate | None] = LoadOnce(4 * max_loaded)
@@ -86,9 +105,8 @@ class Models:
         they are not those that the registry has listed.
         """
         artifact = await self._resolve(model)
-        folder = artifact.folder
 
-        def load_tokenizer() -> Tokenizer:
+        def load_tokenizer(folder: StoredFolder) -> Tokenizer:
             started = time.monotonic()
             folder.verify(_TOKENIZER_FILES)
             tokenizer = Tokenizer.load(folder.path, digest=artifact.tokenizer_digest)
@@ -100,19 +118,24 @@ class Models:
             return tokenizer
 
         tokenizer = await self._tokenizers.get(
-            artifact.tokenizer_digest, lambda: _in_thread(load_tokenizer, artifact)
+            artifact.tokenizer_digest, lambda: self._load(load_tokenizer, artifact, _TOKENIZER_FILES)
         )
 
-        def load_template() -> ChatTemplate | None:
+        def load_template(folder: StoredFolder) -> ChatTemplate | None:
             folder.verify(_TEMPLATE_FILES)
             return ChatTemplate.load(folder.path, tokenizer.special_tokens)
 
         # Its special tokens are the tokenizer's part, the rest is the presentation's.
         template = await self._templates.get(
             (artifact.tokenizer_digest, artifact.presentation_digest),
-            lambda: _in_thread(load_template, artifact),
+            lambda: self._load(load_template, artifact, _TEMPLATE_FILES),
         )
         return Model(artifact.digest, tokenizer, template)
+
+    async def _load(self, load: Callable[[StoredFolder], T], artifact: Artifact, names: Collection[str]) -> T:
+        """Loads from where this machine can read the files `names`."""
+        async with self._obtain(artifact.folder, names) as folder:
+            return await _in_thread(partial(load, folder), artifact)
 
     async def close(self) -> None:
         """Calls off what is under way."""

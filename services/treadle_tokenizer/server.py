@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 
+from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.api.tokenizer.v1.tokenizer_pb2_grpc import add_TokenizerServiceServicer_to_server
 from treadle.rpc import RpcServer, open_channel
 from treadle.telemetry.counted_elsewhere import CountedElsewhere
 from treadle.telemetry.service import running_telemetry
 from treadle.text.template_pool import TemplatePool
+from treadle.transfer.node_cache import NodeCache
 from treadle_tokenizer.clients import GrpcRegistry
 from treadle_tokenizer.config import TokenizerConfig
 from treadle_tokenizer.lanes import Lanes
@@ -37,8 +39,11 @@ async def serve(config: TokenizerConfig, stop: asyncio.Event) -> None:
             open_channel(config.registry_address, credentials, traced=telemetry.tracer.recording)
         )
         registry = GrpcRegistry(channel, timeout_s=config.registry_timeout_s)
+        node_cache = NodeCache(config.node_cache, registry_pb2_grpc.RegistryServiceStub(channel))
+        stack.callback(node_cache.close)
         models = Models(
             registry,
+            obtain=node_cache.held,
             resolve_ttl_s=config.resolve_ttl_s,
             max_resolved=config.max_resolved,
             max_loaded=config.max_loaded,

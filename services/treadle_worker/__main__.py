@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from treadle.api.registry.v1 import registry_pb2_grpc
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.deployments import watch_models
 from treadle.rpc import RpcServer, open_channel, run_service
 from treadle.telemetry.service import running_telemetry
+from treadle.transfer.node_cache import NodeCache
 from treadle_worker.clients import RegistryClient
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.engine_client import EngineClient
@@ -25,12 +27,14 @@ async def serve(configs: tuple[WorkerConfig, EngineConfig], stop: asyncio.Event)
         running_telemetry("worker", config.metrics_address, security) as telemetry,
         open_channel(config.registry_address, config.transport.credentials()) as channel,
     ):
+        node_cache = NodeCache(config.node_cache, registry_pb2_grpc.RegistryServiceStub(channel))
         server = RpcServer(config.address, security=security, telemetry=telemetry)
         worker = Worker(
             config,
             engine_config,
             registry=RegistryClient(channel),
             watch=watch_models(channel),
+            obtain=node_cache.held,
             start_engine=EngineClient.start,
             set_ready=server.set_ready,
             telemetry=telemetry,

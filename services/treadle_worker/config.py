@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from treadle.models.profile import ServingProfile
 from treadle.models.serving_memory import DEFAULT_BATCHED_TOKENS, DEFAULT_BLOCK_SIZE
 from treadle.security import TransportConfig
+from treadle.transfer.config import NodeCacheConfig
 
 
 class EngineConfig(BaseSettings):
@@ -90,6 +91,8 @@ class WorkerConfig(BaseSettings):
     retire_timeout_s: float = Field(default=900.0, gt=0)
     """How long a model that is no longer wanted may take to finish what was sent to it."""
     registry_address: str = Field(default="127.0.0.1:50052", validation_alias="TREADLE_REGISTRY_ADDRESS")
+    node_cache: NodeCacheConfig = Field(default_factory=NodeCacheConfig)
+    """For models whose files the registry has on another machine."""
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="TREADLE_REDIS_URL")
     lease_s: float = Field(default=15.0, ge=1.5)
     """How long it is taken to live after its last beat, and how long it lets others be silent before it takes

@@ -16,6 +16,7 @@ from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
 from treadle_worker.loading import load
 from treadle_worker.metrics import ModelMetrics
+from treadle_worker.obtaining import Obtain, obtained, where_it_lies
 from treadle_worker.resident_memory import resident_bytes
 from treadle_worker.warm_up import warm_up
 
@@ -43,6 +44,7 @@ class ModelHost:
         links: Links,
         metrics: ModelMetrics,
         *,
+        obtain: Obtain = where_it_lies,
         start_engine: StartEngine,
         changed: Callable[[], None],
     ) -> None:
@@ -55,6 +57,7 @@ class ModelHost:
         self._warm_up_prompts = warm_up_prompts
         self._links = links
         self._metrics = metrics
+        self._obtain = obtain
         self._start_engine = start_engine
         self._changed = changed
         self.ready: Ready | None = None
@@ -79,15 +82,17 @@ class ModelHost:
             artifact = self.artifact
             files = await asyncio.to_thread(_state, artifact.folder)
             try:
-                await self._serve(artifact)
+                async with obtained(self._obtain, artifact, self._not_obtained) as readable:
+                    await self._serve(readable)
             except DataLoss as error:
                 logger.error(
                     "the model is not served: its files are damaged",
                     extra={"model": self.name, "reason": error.reason, "cause": error.message},
                 )
-                # Loading it again would find the same, at the cost of reading all of it.
-                await _until_changed(artifact.folder, files)
-                continue
+                if files is not None:
+                    # Loading it again would find the same, at the cost of reading all of it.
+                    await _until_changed(artifact.folder, files)
+                    continue
             except TreadleError as error:
                 logger.error(
                     "the engine is gone, another is started",
@@ -100,6 +105,10 @@ class ModelHost:
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _not_obtained(self, error: TreadleError) -> None:
+        self.failure = error
+        self._changed()
 
     async def _serve(self, artifact: Artifact) -> None:
         """One life of an engine; raises how it ended."""

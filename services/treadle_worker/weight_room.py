@@ -16,11 +16,14 @@ def check_room(
     folder: Path, dtype: str, device: torch.device, *, quantization: Quantization, kernels: Kernels
 ) -> None:
     """Raises MemoryError, with the figures and the way out, where they do not; what `read_config` raises."""
+    config = read_config(folder)
+    # What is stored as MXFP4 becomes floats.
+    quantization = quantization or (config.quantization if config.quantization != "mxfp4" else "")
     is_packed = bool(quantization) or uses_native(getattr(torch, dtype), device, kernels)
     if device.type == "cpu" and not is_packed:
         # The files stay mapped, and their pages come and go.
         return
-    needed, free = weight_bytes(read_config(folder), dtype, quantization), free_bytes(device)
+    needed, free = weight_bytes(config, dtype, quantization), free_bytes(device)
     if needed > free:
         what = f"{dtype}, {quantization}" if quantization else dtype
         raise MemoryError(

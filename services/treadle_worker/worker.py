@@ -28,6 +28,7 @@ from treadle_worker.jobs import Artifact
 from treadle_worker.metrics import WorkerMetrics
 from treadle_worker.model_host import ModelHost, StartEngine
 from treadle_worker.notices import NoticeReader
+from treadle_worker.obtaining import Obtain, where_it_lies
 from treadle_worker.registry import Registry
 from treadle_worker.served_models import ServedModels
 from treadle_worker.wanted import Claim
@@ -61,6 +62,7 @@ class Worker:
         *,
         registry: Registry,
         watch: Watch,
+        obtain: Obtain = where_it_lies,
         start_engine: StartEngine,
         set_ready: Callable[[bool], Awaitable[None]],
         telemetry: Telemetry | None = None,
@@ -77,7 +79,7 @@ class Worker:
         self.heart = Heart(self._redis, clock, self.describe, self._beaten, lease_ms=lease_ms)
         telemetry = telemetry or Telemetry()
         self._metrics = WorkerMetrics(telemetry.registry)
-        self._start_engine = start_engine
+        self._start_engine, self._obtain = start_engine, obtain
         self._engine_config = engine_config
         self._links = Links(
             self._redis,
@@ -119,6 +121,7 @@ class Worker:
             claim.warm_up_prompts,
             self._links,
             self._metrics.model(claim.name),
+            obtain=self._obtain,
             start_engine=self._start_engine,
             changed=self._changed,
         )

@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator
 class CuttingProxy:
     """Passes bytes on to a port; connection number n is reset after `cuts[n]` bytes of the other side's.
 
-    Connections beyond `cuts` are left alone.
+    Connections beyond `cuts` are left alone. One that `stalls` stays open instead, and passes no more.
     """
 
-    def __init__(self, target_port: int, cuts: list[int]) -> None:
+    def __init__(self, target_port: int, cuts: list[int], *, stalls: bool = False) -> None:
         self.num_cut = 0
         self.port = 0
         self._target_port = target_port
         self._cuts = list(cuts)
+        self._stalls = stalls
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[CuttingProxy]:
@@ -43,7 +44,10 @@ class CuttingProxy:
         down = asyncio.create_task(_pass_on(target_reader, writer, limit))
         try:
             done, _ = await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
-            self.num_cut += down in done and limit is not None and down.result()
+            cut = down in done and limit is not None and down.result()
+            self.num_cut += cut
+            if cut and self._stalls:
+                await up
         finally:
             for side in (up, down):
                 side.cancel()

@@ -38,6 +38,11 @@ class RegistryStubs:
     store: Path
     address: str = ""
 
+    @property
+    def port(self) -> int:
+        """The registry's."""
+        return int(self.address.rpartition(":")[2])
+
     async def import_model(self, **fields: Any) -> Any:
         return await answer(
             self.registry.ImportModel(registry_pb2.ImportModelRequest(**fields), timeout=_TIMEOUT_S)

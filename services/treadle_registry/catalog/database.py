@@ -7,6 +7,7 @@ thread of its own.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from treadle.errors import FailedPrecondition
+from treadle_registry.store.staging import fsync_folder
+
+logger = logging.getLogger(__name__)
 
 _MIGRATIONS = (
     """
@@ -68,10 +72,15 @@ class Database:
     """An open database, and the lock that makes it this process's."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens `<folder>/registry.db` and migrates it; raises FailedPrecondition when another has it."""
+        """Opens `<folder>/registry.db` and migrates it, an older one after a backup of it.
+
+        Raises FailedPrecondition when another has it (STORE_IN_USE) or it is a newer release's
+        (NEWER_DATABASE).
+        """
         self._lock = _own(folder / "registry.lock")
         try:
-            self.db = sqlite3.connect(folder / "registry.db", isolation_level=None, check_same_thread=False)
+            self._path = folder / "registry.db"
+            self.db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = FULL")
             self._migrate()
@@ -92,8 +101,35 @@ class Database:
                 "use the newer release",
                 reason="NEWER_DATABASE",
             )
-        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-            self.db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+        if version == len(_MIGRATIONS):
+            return
+        if version:
+            self._back_up(version)
+        scripts = " ".join(_MIGRATIONS[version:])
+        self.db.executescript(f"BEGIN IMMEDIATE; {scripts} PRAGMA user_version = {len(_MIGRATIONS)}; COMMIT;")
+        if version:
+            logger.warning("the database was migrated", extra={"from": version, "to": len(_MIGRATIONS)})
+
+    def _back_up(self, version: int) -> None:
+        """Writes `registry.db.v<N>.bak`: the database as it is, whole or not at all."""
+        target = self._path.with_name(f"{self._path.name}.v{version}.bak")
+        aside = target.with_name(f"{target.name}.new")
+        for left in (aside, *(aside.with_name(aside.name + end) for end in ("-journal", "-wal", "-shm"))):
+            left.unlink(missing_ok=True)
+        copy = sqlite3.connect(aside)
+        try:
+            self.db.backup(copy)
+            # A file that stands for itself: whoever puts it back need know of no log beside it.
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+        descriptor = os.open(aside, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        aside.rename(target)
+        fsync_folder(target.parent)
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """One statement."""

@@ -67,6 +67,7 @@ def facts_of_config(raw: Mapping[str, Any], config: ModelConfig) -> ModelFacts:
         context_length=config.max_position_embeddings,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
+        quantization=config.quantization,
     )
 
 

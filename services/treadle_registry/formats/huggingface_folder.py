@@ -15,7 +15,7 @@ import numpy as np
 from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.bfloat16 import round_to_bfloat16
 from treadle.models.config import MAX_CONFIG_BYTES, parse_config
-from treadle.models.llama import EMBEDDING, HEAD, expected_tensors, tied_tensors
+from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
 from treadle.text.tokenizer import backend_from_bytes
 from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
 from treadle_registry.formats.quantized_checkpoint import (
@@ -34,6 +34,7 @@ from treadle_registry.formats.safetensors_file import (
     write_bfloat16,
 )
 from treadle_registry.formats.shared_weights import share_weights
+from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
 from treadle_registry.names import check_file_name, file_inside, is_file_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
@@ -49,9 +50,6 @@ _MAX_JSON = 16 << 20
 _MAX_FILES = 1024
 _CHUNK = 1 << 20
 _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
-# Old checkpoints keep a table that follows from the configuration.
-_DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-_FLOATS = ("F32", "F16", "BF16")
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 """The first of two halves, or the second, as JSON or UTF-8 has them."""
 
@@ -59,7 +57,8 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 class HuggingFaceFolder:
     """config.json, safetensors in one file or several, tokenizer.json and what else belongs to them.
 
-    Weights become bfloat16, rounded to nearest even; files of bfloat16 alone are taken as they are.
+    Weights become bfloat16, rounded to nearest even; files of bfloat16 alone, and of what this suite has
+    quantised, are taken as they are.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,16 +91,20 @@ class HuggingFaceFolder:
         """Everything but the weights' values, from where the files lie; raises what is wrong with them."""
         return self._read(self.files)[0]
 
-    def stage(self, staging: Staging, report: Report) -> tuple[TextParts, TensorDigests]:
-        """Writes the canonical weights from the copies in `staging`."""
+    def stage(
+        self, staging: Staging, report: Report, *, as_stored: bool = False
+    ) -> tuple[TextParts, TensorDigests]:
+        """Writes the canonical weights from the copies in `staging`.
+
+        `as_stored`: they are some artifact's canonical weights already, of whatever type.
+        """
         parts, places = self._read({name: staging.path(f"source/{name}") for name in self.files})
-        if all(
-            tensor.dtype == "BF16" and not _DERIVED.fullmatch(name) for name, (_, tensor) in places.items()
-        ):
+        canonical = all(
+            tensor.dtype == "BF16" and not is_derived(name) for name, (_, tensor) in places.items()
+        )
+        if as_stored or canonical or parse_config(dict(parts.config)).quantization:
             return parts, share_weights(staging, self._weights, report)
-        shapes = {
-            name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not _DERIVED.fullmatch(name)
-        }
+        shapes = {name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not is_derived(name)}
         meter = StageMeter(report, Stage.CONVERTING, sum(2 * _elements(places[name][1]) for name in shapes))
 
         def slices(name: str) -> Iterator[memoryview]:
@@ -125,10 +128,17 @@ class HuggingFaceFolder:
                 )
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         stored = {name: tensor for name, (_, tensor) in places.items()}
-        if quantized := quantization_of(config, files, stored):
+        if not _is_of_this_suite(config) and (quantized := quantization_of(config, files, stored)):
             raise refusal(quantized)
-        _check_tensors(config, places)
+        check_tensors(parse_config(config), stored)
         return replace(_text_parts(files, config), dtypes=dtype_shares(stored)), places
+
+
+def _is_of_this_suite(config: Mapping[str, Any]) -> bool:
+    """Whether the weights are quantised, and as this suite stores them."""
+    with contextlib.suppress(TreadleError):
+        return bool(parse_config(dict(config)).quantization)
+    return False
 
 
 def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -180,7 +190,7 @@ def quantization_of(
     found = find_quantization(config, beside)
     is_beside = found is not None and found.where in beside
     # Such a file may have been left behind.
-    if found is None or (is_beside and all(tensor.dtype in _FLOATS for tensor in tensors.values())):
+    if found is None or (is_beside and all(tensor.dtype in FLOATS for tensor in tensors.values())):
         return None
     expected = None
     with contextlib.suppress(TreadleError):
@@ -226,40 +236,6 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     raise InvalidArgument(
         f"{folder.name} has neither {_SINGLE} nor {_INDEX}; take the model's own", reason="MISSING_FILE"
     )
-
-
-def _check_tensors(config: Mapping[str, Any], places: Mapping[str, tuple[Path, StoredTensor]]) -> None:
-    """Exactly the tensors that the configuration asks for, each of its shape and a floating type."""
-    parsed = parse_config(dict(config))
-    expected = expected_tensors(parsed)
-    for name, shape in expected.items():
-        if name not in places:
-            raise InvalidArgument(
-                f"the weights lack the tensor {name}; take all of the model's files", reason="CORRUPT_WEIGHTS"
-            )
-        if places[name][1].shape != shape:
-            raise InvalidArgument(
-                f"{name} has the shape {places[name][1].shape}; config.json means {shape}; "
-                "take both from one model",
-                reason="CORRUPT_WEIGHTS",
-            )
-    unknown = [
-        name
-        for name in places.keys() - expected.keys() - tied_tensors(parsed).keys()
-        if not _DERIVED.fullmatch(name)
-    ]
-    if unknown:
-        raise InvalidArgument(
-            f"the weights have tensors that {parsed.model_type} does not: "
-            + ", ".join(name[:100] for name in sorted(unknown)[:5]),
-            reason="UNSUPPORTED_TENSOR",
-        )
-    for name, (_, tensor) in places.items():
-        if tensor.dtype not in _FLOATS and not _DERIVED.fullmatch(name):
-            raise InvalidArgument(
-                f"{name[:100]} is {tensor.dtype}; {', '.join(_FLOATS)} are converted",
-                reason="UNSUPPORTED_DTYPE",
-            )
 
 
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:

@@ -30,7 +30,7 @@ from treadle_registry.formats.gguf_tensors import GgufTensors
 from treadle_registry.formats.peft_adapter import CONFIG as ADAPTER_CONFIG
 from treadle_registry.formats.peft_adapter import WEIGHTS as ADAPTER_WEIGHTS
 from treadle_registry.formats.peft_adapter import PeftAdapter, adapter_files
-from treadle_registry.formats.safetensors_file import TensorDigests, hash_tensors, read_header
+from treadle_registry.formats.safetensors_file import TensorDigests, dtype_shares, hash_tensors, read_header
 from treadle_registry.formats.tensor_file import TensorFile, stored_bytes
 from treadle_registry.names import source_path
 from treadle_registry.operations.conversions import (
@@ -47,7 +47,8 @@ from treadle_registry.store.manifest import Manifest
 from treadle_registry.store.staging import Staging, disk_errors
 from treadle_registry.store.store import Published, Store
 
-_CONFIG_FILE, _WEIGHTS_FILE = "config.json", "model.safetensors"
+_CONFIG_FILE = "config.json"
+_OF_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def derive(store: Store, parent_digest: str, derivation: Derivation, report: Report = unheard) -> Published:
@@ -160,10 +161,11 @@ class _Derivation:
         with self._values(config) as values:
             conversion = self._conversion(raw, config)
             self._check_room(conversion)
-            tensors = self._convert(config, values, conversion)
+            self._convert(config, values, conversion)
         self._copy_text(conversion.config)
+        manifest = self._manifest(conversion.config)
         self._report(Progress(Stage.PUBLISHING))
-        return self._store.publish(self._staging, self._manifest(conversion.config, tensors))
+        return self._store.publish(self._staging, manifest)
 
     def _verify_parent(self) -> None:
         """Hashes every file that is read; raises DataLoss that names the damaged one."""
@@ -172,7 +174,7 @@ class _Derivation:
         canonical = StoredFolder(folder, manifest.digest, manifest.files)
         if self._from_source:
             StoredFolder(folder.parent / "source", manifest.digest, manifest.source_files).verify()
-            canonical.verify([file.path for file in manifest.files if file.path != _WEIGHTS_FILE])
+            canonical.verify([file.path for file in manifest.files if not file.path.endswith(_OF_WEIGHTS)])
         else:
             canonical.verify()
 
@@ -192,7 +194,9 @@ class _Derivation:
         yield StoredFloats([folder / name for name in names if name.endswith(".safetensors")])
 
     def _canonical(self) -> StoredFloats:
-        return StoredFloats([self._parent.canonical_folder / _WEIGHTS_FILE])
+        names = [file.path for file in self._parent.manifest.files]
+        folder = self._parent.canonical_folder
+        return StoredFloats([folder / name for name in names if name.endswith(".safetensors")])
 
     def _conversion(self, raw: Mapping[str, Any], config: ModelConfig) -> Conversion:
         derivation = self._derivation
@@ -214,7 +218,7 @@ class _Derivation:
                 reason="DISK_FULL",
             )
 
-    def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> TensorDigests:
+    def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> None:
         shapes = expected_tensors(config)
         # Of the parent, as it lies in the canonical folder.
         meter = StageMeter(self._report, Stage.CONVERTING, 2 * sum(map(math.prod, shapes.values())))
@@ -228,23 +232,23 @@ class _Derivation:
                     first += len(piece)
                     meter.add(2 * piece.size)
             file.close()
-        path = self._staging.path(WEIGHTS)
-        tensors = read_header(path)
-        return {
-            name: (tensors[name].dtype, tensors[name].shape, digest)
-            for name, digest, _ in hash_tensors(path, tensors)
-        }
 
     def _copy_text(self, config: Mapping[str, Any]) -> None:
         """Everything but the weights is the parent's, which was hashed already."""
         for file in self._parent.manifest.files:
-            if file.path not in (_WEIGHTS_FILE, _CONFIG_FILE):
+            if file.path != _CONFIG_FILE and not file.path.endswith(_OF_WEIGHTS):
                 self._staging.copy(self._parent.canonical_folder / file.path, f"canonical/{file.path}")
         self._staging.write(f"canonical/{_CONFIG_FILE}", json_bytes(config))
 
-    def _manifest(self, config: Mapping[str, Any], tensors: TensorDigests) -> Manifest:
+    def _manifest(self, config: Mapping[str, Any]) -> Manifest:
         parent, derivation = self._parent.manifest, self._derivation
         assert parent.digests is not None
+        path = self._staging.path(WEIGHTS)
+        stored = read_header(path)
+        tensors: TensorDigests = {
+            name: (stored[name].dtype, stored[name].shape, digest)
+            for name, digest, _ in hash_tensors(path, stored)
+        }
         quantization = derivation.value if derivation.kind == "quantization" else ""
         return Manifest(
             digests=Digests(
@@ -252,7 +256,7 @@ class _Derivation:
                 tokenizer=parent.digests.tokenizer,
                 presentation=parent.digests.presentation,
             ),
-            facts=replace(parent.facts, quantization=quantization),
+            facts=replace(parent.facts, quantization=quantization, dtypes=dtype_shares(stored)),
             defaults=parent.defaults,
             files=self._staging.listed("canonical"),
             source_files=self._staging.listed("source"),

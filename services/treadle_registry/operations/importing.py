@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 
-from treadle.errors import DataLoss, NotFound, ResourceExhausted
+from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.config import HubConfig
 from treadle_registry.formats.canonical import (
@@ -16,15 +16,18 @@ from treadle_registry.formats.canonical import (
     write_text_parts,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
+from treadle_registry.sources.hub_source import HubSource
 from treadle_registry.sources.local import open_source
 from treadle_registry.sources.opened import OpenedSource
-from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.manifest import CONVERTER, Manifest
 from treadle_registry.store.staging import Staging, disk_errors
 from treadle_registry.store.store import Published, Store
 
 
-def open_any(source: Source, hub: HubConfig | None = None, report: Report = unheard) -> OpenedSource:
+def open_any(
+    source: LocalSource | HubSource, hub: HubConfig | None = None, report: Report = unheard
+) -> OpenedSource:
     """The source's files on this machine, brought here where they are elsewhere; raises TreadleError."""
     if isinstance(source, LocalSource):
         return OpenedSource(open_source(source), str(source))
@@ -35,7 +38,7 @@ def open_any(source: Source, hub: HubConfig | None = None, report: Report = unhe
     return open_hub(source, HubClient.of(hub or HubConfig()), report)
 
 
-def check_source(source: Source, hub: HubConfig | None = None) -> Manifest:
+def check_source(source: LocalSource | HubSource, hub: HubConfig | None = None) -> Manifest:
     """What importing `source` would give, as far as can be said without converting; writes nothing.
 
     Of a hub's weights only the headers are read.
@@ -52,10 +55,11 @@ def check_source(source: Source, hub: HubConfig | None = None) -> Manifest:
             if not headers.is_gguf:
                 check_required(headers.files)
             opened = headers.opened(linked=False)
-        return _checked(opened)
+        return check_opened(opened)
 
 
-def _checked(opened: OpenedSource) -> Manifest:
+def check_opened(opened: OpenedSource) -> Manifest:
+    """See `check_source`."""
     model = opened.model
     parts = model.check()
     check_parts(parts)
@@ -73,7 +77,7 @@ def _checked(opened: OpenedSource) -> Manifest:
 
 
 def import_source(
-    store: Store, source: Source, report: Report = unheard, hub: HubConfig | None = None
+    store: Store, source: LocalSource | HubSource, report: Report = unheard, hub: HubConfig | None = None
 ) -> Published:
     """Imports `source` into `store` and gives the artifact; one that is there and whole is given as it is.
 
@@ -81,7 +85,11 @@ def import_source(
     Raises TreadleError.
     """
     report(Progress(Stage.CHECKING))
-    opened = open_any(source, hub, report)
+    return import_opened(store, open_any(source, hub, report), report)
+
+
+def import_opened(store: Store, opened: OpenedSource, report: Report = unheard) -> Published:
+    """Imports a model whose files were found; see `import_source`."""
     model = opened.model
     check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())
@@ -131,7 +139,7 @@ def _same_source(store: Store, staging: Staging) -> Published | None:
     for digest in store.digests():
         try:
             known = store.get(digest)
-        except (NotFound, DataLoss):
+        except (NotFound, DataLoss, FailedPrecondition):
             # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
         if known.manifest.source_files == staged and known.manifest.converter == CONVERTER:

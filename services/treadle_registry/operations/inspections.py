@@ -11,7 +11,7 @@ from treadle_registry.operations.job import InspectJob
 from treadle_registry.operations.job_runner import JobProcess
 from treadle_registry.operations.progress import unheard
 from treadle_registry.registry import Registry
-from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.source import LocalSource, LookedAt
 from treadle_registry.store.store import Published
 
 _MAX_RUNNING = 2
@@ -29,7 +29,7 @@ class Inspections:
         self._turn = asyncio.Semaphore(_MAX_RUNNING)
         self._asked = 0
 
-    async def inspect_source(self, source: Source) -> Inspection:
+    async def inspect_source(self, source: LookedAt) -> Inspection:
         """What a source's model is.
 
         Raises what an import raises where there is nothing to look at, ResourceExhausted when too many wait,

@@ -17,7 +17,13 @@ from treadle_registry.names import check_digest
 from treadle_registry.operations.error_json import error_from_json, error_to_json
 from treadle_registry.operations.inspection_json import inspection_from_json, inspection_to_json
 from treadle_registry.operations.progress import Progress, Stage
-from treadle_registry.sources.source import Source, source_from_json, source_to_json
+from treadle_registry.sources.source import (
+    LookedAt,
+    Source,
+    looked_at_from_json,
+    source_from_json,
+    source_to_json,
+)
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.manifest import Manifest
 from treadle_registry.store.verification import DamagedFile
@@ -79,7 +85,7 @@ class VerifyJob:
 class InspectJob:
     """Say what a source's model is; no operation, and nothing is kept."""
 
-    source: Source
+    source: LookedAt
 
     kind: ClassVar = "inspect"
 
@@ -99,7 +105,7 @@ class InspectJob:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> InspectJob:
         """What `to_json` wrote."""
-        return cls(source_from_json(raw["source"]))
+        return cls(looked_at_from_json(raw["source"]))
 
 
 @dataclass(frozen=True, slots=True)

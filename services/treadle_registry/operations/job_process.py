@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from treadle.errors import FieldViolation, ResourceExhausted, TreadleError
 from treadle.telemetry import configure_logging
-from treadle_registry.config import HubConfig
+from treadle_registry.config import HubConfig, RemotesConfig
 from treadle_registry.formats.inspection import Inspection
 from treadle_registry.operations.deriving import derive
 from treadle_registry.operations.importing import check_source, import_source
@@ -35,14 +35,23 @@ from treadle_registry.operations.job import (
     event_to_json,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage
+from treadle_registry.operations.uploaded_import import check_uploaded, import_uploaded
 from treadle_registry.sources.inspecting import inspect_source
-from treadle_registry.store.store import Store
+from treadle_registry.sources.remote_source import RemoteSource
+from treadle_registry.sources.source import Source
+from treadle_registry.sources.uploaded_source import UploadedSource
+from treadle_registry.store.manifest import Manifest
+from treadle_registry.store.staging import NOT_WRITABLE_STORE, READ_ONLY_STORE
+from treadle_registry.store.store import Published, Store
 from treadle_registry.store.verification import verify_artifacts
 
 _EVERY_S = 0.05
 
 _OF_THE_SOURCE = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "NOT_FOUND", "PERMISSION_DENIED")
 """Errors that say what is wrong with what is to be imported."""
+
+_OF_THE_STORE = (READ_ONLY_STORE, NOT_WRITABLE_STORE, "NEWER_MANIFEST")
+"""Reasons that have nothing to do with it."""
 
 MAX_MEMORY_BYTES = 3 << 30
 """Weights go through piece by piece, never all at once; the largest tokenizers take half a gigabyte."""
@@ -66,11 +75,32 @@ class _Speaker:
             self.say(progress)
 
 
+def _check(store: Store, source: Source) -> Manifest:
+    if isinstance(source, UploadedSource):
+        return check_uploaded(store, source)
+    if isinstance(source, RemoteSource):
+        # A quarter of a second, which the others need not spend.
+        from treadle_registry.operations.remote_import import check_remote
+
+        return check_remote(source, RemotesConfig())
+    return check_source(source, HubConfig())
+
+
+def _published(store: Store, source: Source, report: Report) -> Published:
+    if isinstance(source, UploadedSource):
+        return import_uploaded(store, source, report)
+    if isinstance(source, RemoteSource):
+        from treadle_registry.operations.remote_import import import_remote
+
+        return import_remote(store, source, RemotesConfig(), report)
+    return import_source(store, source, report, HubConfig())
+
+
 def _import(store: Store, job: ImportJob, report: Report) -> Imported:
     if job.validate_only:
         report(Progress(Stage.CHECKING))
-        return Imported(check_source(job.source, HubConfig()))
-    published = import_source(store, job.source, report, HubConfig())
+        return Imported(_check(store, job.source))
+    published = _published(store, job.source, report)
     return Imported(published.manifest, published.already_present)
 
 
@@ -105,7 +135,7 @@ def run_job(store: Store, job: Job, report: Report) -> Outcome:
 
 def _naming_field(error: TreadleError, job: Job) -> TreadleError:
     """The error, with the request's field that named the source where the source is at fault."""
-    if error.fields or error.code not in _OF_THE_SOURCE:
+    if error.fields or error.code not in _OF_THE_SOURCE or error.reason in _OF_THE_STORE:
         return error
     return type(error)(
         f"{job.field}: {error.message}",

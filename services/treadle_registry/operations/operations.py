@@ -225,17 +225,18 @@ class Operations:
         try:
             await self._keep_end(operation, text)
             if isinstance(outcome, TreadleError):
-                await self._registry.in_thread(self._registry.store.sweep)
+                with contextlib.suppress(FailedPrecondition):
+                    await self._registry.in_thread(self._registry.store.sweep)
         finally:
             operation.ended.set()
             self._live.pop(operation.name, None)
             self._tasks.pop(operation.name, None)
 
     async def _keep_end(self, operation: Operation, text: str) -> None:
-        """Writes how it ended, or remembers that while the disk is full: whoever waits must hear of it."""
+        """Writes how it ended, or remembers that while that is impossible: whoever waits must hear of it."""
         try:
             await self._registry.in_thread(self._registry.catalog.operations.finish, operation.name, text)
-        except ResourceExhausted as error:
+        except (ResourceExhausted, FailedPrecondition) as error:
             logger.error(
                 "how an operation ended cannot be kept",
                 extra={"operation": operation.name, "cause": error.message},

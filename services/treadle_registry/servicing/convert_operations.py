@@ -14,7 +14,9 @@ from treadle_registry.operations.progress import Stage
 from treadle_registry.servicing.convert import artifact_to_proto, timestamp_to_proto
 from treadle_registry.servicing.convert_derivation import derivation_to_proto
 from treadle_registry.sources.hub_source import HubSource
-from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.remote_source import RemoteSource
+from treadle_registry.sources.source import LocalSource, LookedAt, Source
+from treadle_registry.sources.uploaded_source import UploadedSource
 from treadle_registry.store.store import Store
 
 _IMPORT_STAGES = {
@@ -28,13 +30,28 @@ _IMPORT_STAGES = {
 
 def import_from_proto(request: registry_pb2.ImportModelRequest) -> OperationRequest:
     """What is to be imported; raises InvalidArgument where no source is given."""
-    return OperationRequest(ImportJob(source_from_proto(request), request.validate_only), request.alias)
+    return OperationRequest(ImportJob(_source(request), request.validate_only), request.alias)
 
 
-def source_from_proto(
+def _source(request: registry_pb2.ImportModelRequest) -> Source:
+    match request.WhichOneof("source"):
+        case "registry":
+            return RemoteSource(request.registry.remote, request.registry.model)
+        case "uploaded":
+            files = tuple((file.name, file.digest) for file in request.uploaded.files)
+            return UploadedSource(files, request.uploaded.source)
+        case None:
+            raise invalid_field(
+                "source", "give one of folder, gguf_file, package, hub, registry and uploaded"
+            )
+        case _:
+            return looked_at_from_proto(request)
+
+
+def looked_at_from_proto(
     request: registry_pb2.ImportModelRequest | inspection_pb2.InspectModelRequest,
-) -> Source:
-    """The source; raises InvalidArgument where none is given."""
+) -> LookedAt:
+    """A source that can be looked at without bringing it here; raises InvalidArgument where none is given."""
     match request.WhichOneof("source"):
         case "folder":
             return LocalSource("folder", request.folder)
@@ -43,13 +60,12 @@ def source_from_proto(
         case "package":
             return LocalSource("package", request.package)
         case "hub":
-            return hub_source_from_proto(request.hub)
+            return _hub_source(request.hub)
         case _:
             raise invalid_field("source", "give one of folder, gguf_file, package and hub")
 
 
-def hub_source_from_proto(hub: source_pb2.HubSource) -> HubSource:
-    """A hub's repository."""
+def _hub_source(hub: source_pb2.HubSource) -> HubSource:
     return HubSource(hub.repository, hub.revision, hub.variant, hub.gguf_file, hub.local_files_only)
 
 

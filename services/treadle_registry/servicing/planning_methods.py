@@ -7,7 +7,7 @@ from __future__ import annotations
 from treadle.api.registry.v1 import inspection_pb2, planning_pb2, registry_pb2_grpc
 from treadle_registry.operations.inspections import Inspections
 from treadle_registry.planning import Planner
-from treadle_registry.servicing.convert_operations import source_from_proto
+from treadle_registry.servicing.convert_operations import looked_at_from_proto
 from treadle_registry.servicing.convert_planning import (
     estimate_to_proto,
     inspection_to_proto,
@@ -30,7 +30,7 @@ class PlanningMethods(registry_pb2_grpc.RegistryServiceServicer):
         """What a model is, from headers alone."""
         if request.WhichOneof("source") == "model":
             return inspection_to_proto(await self._inspections.inspect_model(request.model))
-        return inspection_to_proto(await self._inspections.inspect_source(source_from_proto(request)))
+        return inspection_to_proto(await self._inspections.inspect_source(looked_at_from_proto(request)))
 
     async def EstimateMemory(
         self, request: planning_pb2.EstimateMemoryRequest, context: object

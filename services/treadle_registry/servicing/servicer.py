@@ -13,7 +13,9 @@ from treadle_registry.servicing.deployment_methods import DeploymentMethods
 from treadle_registry.servicing.derivation_methods import DerivationMethods
 from treadle_registry.servicing.lease_methods import LeaseMethods
 from treadle_registry.servicing.planning_methods import PlanningMethods
+from treadle_registry.servicing.transfer_methods import TransferMethods
 from treadle_registry.servicing.watch_methods import WatchMethods
+from treadle_registry.transfers import Transfers
 
 
 class RegistryServicer(
@@ -24,6 +26,7 @@ class RegistryServicer(
     LeaseMethods,
     WatchMethods,
     PlanningMethods,
+    TransferMethods,
 ):
     """Every method of the contract, from the area that it belongs to."""
 
@@ -34,6 +37,7 @@ class RegistryServicer(
         eviction: Eviction,
         inspections: Inspections,
         planner: Planner,
+        transfers: Transfers,
     ) -> None:
         self._registry, self._operations, self._eviction = registry, operations, eviction
-        self._inspections, self._planner = inspections, planner
+        self._inspections, self._planner, self._transfers = inspections, planner, transfers

@@ -96,7 +96,7 @@ class _HeaderReader:
             data += self._read(name, len(data), due)
             path = self._sparse(name, data)
             try:
-                with GgufFile(path) as file:
+                with GgufFile(path, only_converted=False) as file:
                     if file.header_bytes <= len(data) or due in (size, _LONGEST_HEADER):
                         return path
             except InvalidArgument as error:

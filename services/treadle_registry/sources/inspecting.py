@@ -16,12 +16,12 @@ from treadle_registry.names import file_inside
 from treadle_registry.sources.hub_source import HubSource
 from treadle_registry.sources.local import find_source, open_source
 from treadle_registry.sources.opened import SourceModel
-from treadle_registry.sources.source import LocalSource, Source
+from treadle_registry.sources.source import LocalSource, LookedAt
 
 _MOST_TEXTS = 1024
 
 
-def inspect_source(source: Source, hub: HubConfig | None = None) -> Inspection:
+def inspect_source(source: LookedAt, hub: HubConfig | None = None) -> Inspection:
     """What the source's model is; headers alone are read, and of a hub's repository fetched.
 
     Raises what an import raises where there is nothing to look at: no such file, no config.json, a header

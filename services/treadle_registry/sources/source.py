@@ -8,6 +8,8 @@ from typing import Any, Literal
 from treadle.errors import invalid_field
 from treadle_registry.names import check_source_path
 from treadle_registry.sources.hub_source import HubSource
+from treadle_registry.sources.remote_source import RemoteSource
+from treadle_registry.sources.uploaded_source import UploadedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,25 @@ class LocalSource:
         return f"package:{self.value}" if self.kind == "package" else self.value
 
 
-Source = LocalSource | HubSource
+LookedAt = LocalSource | HubSource
+"""What can be looked at without bringing it here."""
+Source = LookedAt | RemoteSource | UploadedSource
 
-_OTHERS: dict[str, type[HubSource]] = {"hub": HubSource}
+_OTHERS: dict[str, type[HubSource] | type[RemoteSource] | type[UploadedSource]] = {
+    other.kind: other for other in (HubSource, RemoteSource, UploadedSource)
+}
 
 
 def source_to_json(source: Source) -> dict[str, Any]:
     """A source as an object; `source_from_json` reads it."""
     return {"kind": source.kind} | asdict(source)
+
+
+def looked_at_from_json(raw: dict[str, Any]) -> LookedAt:
+    """What `source_to_json` wrote of one that can be looked at."""
+    source = source_from_json(raw)
+    assert isinstance(source, LocalSource | HubSource)
+    return source
 
 
 def source_from_json(raw: dict[str, Any]) -> Source:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from treadle.errors import DataLoss
+from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
@@ -15,7 +15,8 @@ from treadle_registry.store.digests import Digests
 CONVERTER = "treadle-registry/2"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
-_VERSION = 1
+_VERSION = 2
+"""Raised with every field that comes or changes; what older manifests lack has a default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +110,20 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Reads a stored manifest; raises DataLoss that names `where`."""
+        """Reads a manifest of this or an older release.
+
+        Raises DataLoss (CORRUPT_MANIFEST) that names `where`, and FailedPrecondition (NEWER_MANIFEST).
+        """
         try:
             raw: dict[str, Any] = json.loads(text)
-            if raw.pop("version") != _VERSION:
-                raise ValueError("written by another version")
+            version = raw.pop("version")
+            if type(version) is not int or version < 1:
+                raise ValueError("it has no version")
+            if version > _VERSION:
+                raise FailedPrecondition(
+                    f"{where} has version {version}, this release knows {_VERSION}; use the newer release",
+                    reason="NEWER_MANIFEST",
+                )
             digests = raw.pop("digests")
             defaults = raw.pop("defaults")
             derivation = raw.pop("derivation", None)

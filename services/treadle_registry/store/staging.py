@@ -17,11 +17,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
-from treadle.errors import ResourceExhausted
+from treadle.errors import FailedPrecondition, ResourceExhausted
 from treadle.models.stored_folder import StoredFile, file_digest
 
 _CHUNK = 1 << 20
 READ_ONLY = 0o444
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY_STORE = "STORE_READ_ONLY"
+NOT_WRITABLE_STORE = "STORE_NOT_WRITABLE"
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP)
 
 Progress = Callable[[int], None]
@@ -39,22 +42,33 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Says in plain words that the disk is full."""
+    """Says in plain words that the disk is full, or that it may not be written to."""
     try:
         yield
     except (OSError, sqlite3.OperationalError) as error:
-        if _is_full(error):
+        if _is(error, FULL, sqlite3.SQLITE_FULL):
             raise ResourceExhausted(
                 f"the store's disk is full while writing {what}; free some space and try again",
                 reason="DISK_FULL",
             ) from error
+        if _is(error, (errno.EROFS,), sqlite3.SQLITE_READONLY):
+            raise FailedPrecondition(
+                f"the store is read-only, and {what} cannot be written; mount it to be written to",
+                reason=READ_ONLY_STORE,
+            ) from error
+        if _is(error, (errno.EACCES, errno.EPERM), sqlite3.SQLITE_PERM):
+            raise FailedPrecondition(
+                f"the registry may not write {what} in the store; give its user the right to",
+                reason=NOT_WRITABLE_STORE,
+            ) from error
         raise
 
 
-def _is_full(error: OSError | sqlite3.OperationalError) -> bool:
+def _is(error: OSError | sqlite3.OperationalError, numbers: tuple[int, ...], code: int) -> bool:
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        return error.errno in numbers
+    # The upper bits say more than is needed.
+    return error.sqlite_errorcode & 0xFF == code
 
 
 class Staging:

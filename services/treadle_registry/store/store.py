@@ -5,6 +5,8 @@
     <store>/artifacts/<hex>/source/          what was imported, as it came
     <store>/artifacts/<hex>/manifest.json
     <store>/tmp/                             what is being built; see `staging`
+    <store>/uploads/                         what came over the network; see `uploads`
+    <store>/format.json                      which release's layout this is; see `format`
 
 Hard links and not symbolic ones: a canonical folder is whole in itself, so that a worker can be given that
 folder alone (bind mount, copy), a check for links that lead out has no exception, and the file system counts
@@ -15,6 +17,7 @@ written last, and goes by one rename back to `tmp/`: there is no moment at which
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -27,8 +30,18 @@ from treadle.errors import DataLoss, FailedPrecondition, NotFound
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.names import check_digest
 from treadle_registry.store.file_digests import FileDigests
+from treadle_registry.store.format import migrate
 from treadle_registry.store.manifest import Manifest
-from treadle_registry.store.staging import Staging, disk_errors, fsync_folder, staging_folder, sweep
+from treadle_registry.store.staging import (
+    FULL,
+    NOT_WRITABLE_STORE,
+    READ_ONLY_STORE,
+    Staging,
+    disk_errors,
+    fsync_folder,
+    staging_folder,
+    sweep,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,19 +68,25 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Opens or creates the store at `path` and sweeps up after dead imports.
+        """Opens or creates the store at `path`, migrates it, and sweeps up after dead imports.
 
-        Raises FailedPrecondition (STORE_NOT_WRITABLE) when the folder cannot be used.
+        Raises FailedPrecondition when the folder cannot be used (STORE_NOT_WRITABLE, STORE_READ_ONLY) or is a
+        newer release's (NEWER_STORE).
         """
         store = cls(Path(path).expanduser().absolute())
         try:
+            store.root.mkdir(parents=True, exist_ok=True)
+            with store._lock():
+                migrate(store.root)
             for folder in (store._blobs, store._artifacts, store._tmp):
                 folder.mkdir(parents=True, exist_ok=True)
             store.sweep()
         except OSError as error:
+            if error.errno in FULL:
+                raise
             raise FailedPrecondition(
                 f"the store {store.root} cannot be used: {error.strerror}; give another one in TREADLE_STORE",
-                reason="STORE_NOT_WRITABLE",
+                reason=READ_ONLY_STORE if error.errno == errno.EROFS else NOT_WRITABLE_STORE,
             ) from error
         return store
 
@@ -91,7 +110,8 @@ class Store:
         return self._artifacts / check_digest(digest, "digest").removeprefix("sha256:")
 
     def get(self, digest: str, *, already_present: bool = True) -> Published:
-        """The artifact; raises NotFound, or DataLoss for a manifest that cannot be read."""
+        """The artifact; raises NotFound, DataLoss for a manifest that cannot be read, and FailedPrecondition
+        (NEWER_MANIFEST) for one that a newer release wrote."""
         path = self.folder(digest) / MANIFEST
         try:
             text = path.read_text(encoding="utf-8")
@@ -179,7 +199,7 @@ class Store:
         for artifact in self.digests():
             try:
                 published = self.get(artifact)
-            except DataLoss:
+            except (DataLoss, FailedPrecondition):
                 continue
             for path, file in listed_files(published.manifest):
                 if file.digest == digest:

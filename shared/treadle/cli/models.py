@@ -21,6 +21,7 @@ from treadle.cli.models_derive import add_derive_commands
 from treadle.cli.models_hub import GgufFile, Offline, Revision, Variant, with_hub_options
 from treadle.cli.models_leases import add_lease_commands
 from treadle.cli.models_plan import add_planning
+from treadle.cli.models_transfer import add_transfer_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
@@ -43,6 +44,7 @@ def build_app() -> typer.Typer:
     add_lease_commands(app)
     add_planning(app)
     add_derive_commands(app)
+    add_transfer_commands(app)
     add_command(app, rm)
     return app
 

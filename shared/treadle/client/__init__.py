@@ -27,6 +27,7 @@ from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
 from treadle.client.stream import AnswerStream
 from treadle.client.sync_client import Client, SyncAnswerStream
+from treadle.client.transfers import Downloaded
 from treadle.client.verification import DamagedFile, Verification
 from treadle.security import Credentials
 
@@ -48,6 +49,7 @@ __all__ = [
     "DeploymentTarget",
     "DerivationProgress",
     "DevicePlan",
+    "Downloaded",
     "DtypeShare",
     "Eviction",
     "Evictions",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from google.longrunning import operations_proto_pb2
 
@@ -15,10 +16,13 @@ from treadle.client.deployment_methods import DeploymentMethods
 from treadle.client.derivation import DerivationMethods
 from treadle.client.planning import PlanningMethods
 from treadle.client.registry_connection import LONG_S, pages
+from treadle.client.transfers import TransferMethods, Upload
 from treadle.client.verification import VerificationMethods
 
 
-class RegistryClient(VerificationMethods, DerivationMethods, DeploymentMethods, PlanningMethods):
+class RegistryClient(
+    VerificationMethods, DerivationMethods, DeploymentMethods, PlanningMethods, TransferMethods
+):
     """Asks a registry. Every method raises TreadleError."""
 
     async def import_model(
@@ -30,6 +34,29 @@ class RegistryClient(VerificationMethods, DerivationMethods, DeploymentMethods, 
         """
         request = registry_pb2.ImportModelRequest(request_id=uuid.uuid4().hex, alias=alias)
         set_source(request, source)
+        async for progress in self._import(request, timeout_s):
+            yield progress
+
+    async def upload_model(
+        self, path: str | Path, *, alias: str = "", timeout_s: float = LONG_S
+    ) -> AsyncIterator[ImportProgress]:
+        """Sends a Hugging Face folder or a .gguf file of this machine to the registry, which imports it.
+
+        Tells how far it is, as `import_model` does. What arrived stays there for a day: called again, by
+        whichever process, it goes on where it was cut off.
+        """
+        upload = Upload(self._stub, path)
+        async for progress in upload.run():
+            yield progress
+        request = registry_pb2.ImportModelRequest(
+            request_id=uuid.uuid4().hex, alias=alias, uploaded=upload.source()
+        )
+        async for progress in self._import(request, timeout_s):
+            yield progress
+
+    async def _import(
+        self, request: registry_pb2.ImportModelRequest, timeout_s: float
+    ) -> AsyncIterator[ImportProgress]:
         operation = await self._call(lambda left_s: self._stub.ImportModel(request, timeout=left_s))
         response = registry_pb2.ImportModelResponse()
         async for running in self._follow(operation, response, timeout_s):

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from treadle.models.quantization_config import group_size
+
 QUANTIZATIONS = ("", "int8", "int4")
 """What weights may be quantised to in memory; "": not at all."""
 
-_INT8_GROUPS = (96, 64)
-"""The first that divides a product's inputs, else the last: each group costs time, and each input of one
-precision."""
-_INT4_GROUP = 32
-
 _SCALE_BYTES: Mapping[str, int] = {"int8": 4, "int4": 2 + 2}
 """Of a group: a float32 scale; scale and minimum in bfloat16."""
-
-
-def group_size(quantization: str, in_features: int) -> int:
-    """Inputs that share a scale, of a row and of an output's weights; 0: no quantisation."""
-    if quantization == "int8":
-        return next((size for size in _INT8_GROUPS if in_features % size == 0), _INT8_GROUPS[-1])
-    return _INT4_GROUP if quantization == "int4" else 0
 
 
 def quantized_bytes(quantization: str, out_features: int, in_features: int) -> int:

@@ -348,7 +348,7 @@ async def test_a_repository_is_inspected_from_its_headers(hub: HubServer, regist
     assert error_reason(strange.refusal) == "UNSUPPORTED_ARCHITECTURE"
     with pytest.raises(NotFound, match="no revision 'main'"):
         await inspected(local_files_only=True)
-    imported = await registry.imported()
+    imported = await registry.imported(revision="v1")
     assert imported.artifact.facts.parameters == found.facts.parameters
     print(f"{came} of {sum(sizes[name] for name in shards)} bytes of weights came for the headers")
 

@@ -98,7 +98,7 @@ def test_damage_is_told(tmp_path: Path, gguf_source: LocalSource):
     published = import_source(store, gguf_source)
     manifest = published.canonical_folder.parent / "manifest.json"
     text = manifest.read_text()
-    for broken in ("", "{}", "[]", text[:-30], text.replace('"version": 1', '"version": 2')):
+    for broken in ("", "{}", "[]", text[:-30], text.replace('"version": ', '"version": -')):
         manifest.write_text(broken)
         with pytest.raises(DataLoss):
             store.get(published.manifest.digest)

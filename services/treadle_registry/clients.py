@@ -1,0 +1,151 @@
+"""Other registries that this one takes models from, over gRPC, behind plain methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
+from treadle.errors import DataLoss, NotFound, PermissionDenied, TreadleError, Unauthenticated, Unavailable
+from treadle.models.stored_folder import StoredFile
+from treadle.rpc import open_channel
+from treadle.security import Credentials
+from treadle.transfer.download import Progress, Target, checked_path, download_targets
+from treadle.transfer.retries import Retries
+from treadle_registry.names import is_digest
+from treadle_registry.store.digests import Digests
+from treadle_registry.store.manifest import ModelFacts
+
+_TIMEOUT_S = 10.0
+_TRIES = 6
+_MAX_FILES = 2048
+_MAX_TEXT = 1000
+_MAX_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteArtifact:
+    """What another registry says of a model: nothing of it is believed before it was looked at."""
+
+    digests: Digests
+    files: tuple[StoredFile, ...]
+    source_files: tuple[StoredFile, ...]
+    facts: ModelFacts
+    source: str
+    converter: str
+    create_time: float
+    derived_from: str
+    """The parent's digest; empty: it was imported."""
+
+    @property
+    def different_files(self) -> list[StoredFile]:
+        """Each content once."""
+        return list({file.digest: file for file in (*self.files, *self.source_files)}.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A registry of the settings."""
+
+    name: str
+    address: str
+    credentials: Credentials
+
+    async def resolve(self, model: str) -> RemoteArtifact:
+        """What `model` is there; raises NotFound, Unavailable (REMOTE_UNAVAILABLE), PermissionDenied
+        (REMOTE_DENIED), and DataLoss (BAD_REMOTE_ARTIFACT) for an answer that cannot be."""
+        request = registry_pb2.ResolveModelRequest(model=model)
+        async with open_channel(self.address, self.credentials) as channel:
+            stub, retries = registry_pb2_grpc.RegistryServiceStub(channel), Retries(_TRIES)
+            while True:
+                try:
+                    response = await stub.ResolveModel(request, timeout=_TIMEOUT_S)
+                    break
+                except grpc.aio.AioRpcError as error:
+                    try:
+                        await retries.pause(error)
+                    except TreadleError as failure:
+                        raise self._said(failure) from error
+        return _artifact(response.artifact)
+
+    async def fetch(self, targets: Iterable[Target], progress: Progress) -> int:
+        """Brings files here, going on with what was begun; gives the bytes that came. Raises as `resolve`
+        does, and DataLoss for content that is not what its digest says."""
+        async with open_channel(self.address, self.credentials) as channel:
+            stub = registry_pb2_grpc.RegistryServiceStub(channel)
+            try:
+                return await download_targets(stub, targets, progress=progress)
+            except (Unavailable, NotFound, Unauthenticated, PermissionDenied) as failure:
+                raise self._said(failure) from failure
+
+    def _said(self, failure: TreadleError) -> TreadleError:
+        """The failure, as one of the other registry."""
+        if isinstance(failure, Unauthenticated | PermissionDenied):
+            return PermissionDenied(
+                f"the registry {self.name!r} does not let this one in: {failure.message}; give its key in "
+                "TREADLE_REGISTRY_REMOTE_KEYS",
+                reason="REMOTE_DENIED",
+            )
+        if isinstance(failure, Unavailable):
+            return Unavailable(
+                f"the registry {self.name!r} cannot be reached: {failure.message}; what has come stays for a "
+                "day: import again",
+                reason="REMOTE_UNAVAILABLE",
+                retry_after_s=failure.retry_after_s,
+            )
+        return type(failure)(
+            f"the registry {self.name!r} says: {failure.message}",
+            reason=failure.reason,
+            metadata=failure.metadata,
+        )
+
+
+def _artifact(message: artifact_pb2.Artifact) -> RemoteArtifact:
+    digests = Digests(message.compute_digest, message.tokenizer_digest, message.presentation_digest)
+    for digest in (digests.compute, digests.tokenizer, digests.presentation, message.digest):
+        _need(is_digest(digest), f"a digest {digest[:100]!r}")
+    _need(digests.artifact == message.digest, f"{message.digest}, which its parts do not make")
+    facts = message.facts
+    return RemoteArtifact(
+        digests=digests,
+        files=_files(message.files),
+        source_files=_files(message.source_files),
+        facts=ModelFacts(
+            model_type=facts.model_type[:_MAX_TEXT],
+            architecture=facts.architecture[:_MAX_TEXT],
+            parameters=facts.parameters,
+            vocab_size=facts.vocab_size,
+            context_length=facts.context_length,
+            hidden_size=facts.hidden_size,
+            num_layers=facts.num_layers,
+            license=facts.license[:100],
+            has_chat_template=facts.has_chat_template,
+        ),
+        source=message.source[:_MAX_TEXT],
+        converter=message.converter[:_MAX_TEXT],
+        create_time=message.create_time.ToNanoseconds() / 1e9,
+        derived_from=message.parent_digest,
+    )
+
+
+def _files(messages: Sequence[artifact_pb2.ArtifactFile]) -> tuple[StoredFile, ...]:
+    _need(0 < len(messages) <= _MAX_FILES, f"{len(messages)} files")
+    _need(len({message.path for message in messages}) == len(messages), "a file twice")
+    for message in messages:
+        checked_path(message.path)
+        _need(is_digest(message.digest), f"a digest {message.digest[:100]!r} of {message.path[:100]!r}")
+        _need(message.bytes <= _MAX_BYTES, f"{message.bytes} bytes of {message.path[:100]!r}")
+    return tuple(StoredFile(message.path, message.digest, message.bytes) for message in messages)
+
+
+def _need(holds: bool, what: str) -> None:
+    if not holds:
+        raise DataLoss(f"the other registry lists {what}", reason="BAD_REMOTE_ARTIFACT")
+
+
+def target(file: StoredFile, path: Path, partial: Path) -> Target:
+    """Where a file of another registry goes, and where it lies while it arrives."""
+    return Target(file, path, partial)

@@ -1,0 +1,1 @@
+"""Blobs on their way between machines: in chunks with offsets, resumed after any interruption, hashed."""
