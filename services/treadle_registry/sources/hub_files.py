@@ -20,7 +20,8 @@ _TEXT = re.compile(
 )
 """Configuration, tokenizer, templates, generation defaults, licence and card."""
 _VARIANT_OF = re.compile(
-    r"model(?:\.safetensors\.index)?\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|json)"
+    r"model\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.safetensors"
+    r"|model\.safetensors\.index\.([A-Za-z0-9_-]+)\.json"
 )
 _SPLIT_GGUF = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
 MAX_INDEX = 16 << 20
@@ -73,7 +74,7 @@ def weights_file(wanted: HubSource, names: Collection[str]) -> str:
     for name in (index_name(wanted.variant), single_name(wanted.variant)):
         if name in names:
             return name
-    variants = sorted({found[1] for name in names if (found := _VARIANT_OF.fullmatch(name))})
+    variants = sorted({found[1] or found[2] for name in names if (found := _VARIANT_OF.fullmatch(name))})
     if wanted.variant:
         raise NotFound(
             f"the repository has no weights of the variant {wanted.variant!r}; it has: "

@@ -98,6 +98,7 @@ def test_a_gated_repository(hub: HubServer, client: HubClient, files: dict[str, 
     refusal(SOURCE, with_token, PermissionDenied, "GATED_REPOSITORY", "ask for access")
     assert weights_asked(hub) == 0
     assert not list(client.cache.glob("models--*/snapshots/*/*"))
+    assert not list(client.cache.glob("models--*/blobs/*"))
     hub.repositories[REPOSITORY].readers.add(TOKEN)
     assert open_hub(SOURCE, with_token).model.files[SINGLE].read_bytes() == files[SINGLE]
 
@@ -121,11 +122,12 @@ def test_the_token_of_the_settings_file(
     for content in (b"", b"a\nb", b"\xff\xfe"):
         path.write_bytes(content)
         with pytest.raises(FailedPrecondition, match="TREADLE_REGISTRY_HUB_TOKEN_FILE") as raised:
-            HubClient.of(HubConfig(token_file=path))
+            HubClient.of(HubConfig(token_file=path)).listing(SOURCE)
         assert raised.value.reason == "HUB_TOKEN_UNREADABLE"
     path.unlink()
     with pytest.raises(FailedPrecondition, match="token"):
-        HubClient.of(HubConfig(token_file=path))
+        HubClient.of(HubConfig(token_file=path)).listing(SOURCE)
+    assert len(hub.requests) == 1
 
 
 def test_a_token_that_cannot_be_read_is_told_before_anything_is_asked(
