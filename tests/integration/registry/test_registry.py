@@ -42,6 +42,8 @@ async def test_smollm2_with_progress_and_alias(client: RegistryStubs):
     artifact = response.artifact
     assert response.alias == "smollm2"
     assert not response.already_present
+    assert sum(share.parameters for share in artifact.facts.dtypes) == 134_515_008
+    assert [share.dtype for share in artifact.facts.dtypes] == ["Q4_1", "Q8_0", "F32"]
     assert artifact.facts == artifact_pb2.ModelFacts(
         model_type="llama",
         architecture="LlamaForCausalLM",
@@ -52,6 +54,7 @@ async def test_smollm2_with_progress_and_alias(client: RegistryStubs):
         num_layers=30,
         license="apache-2.0",
         has_chat_template=True,
+        dtypes=artifact.facts.dtypes,
     )
     assert list(artifact.generation_defaults.eos_token_ids) == [2]
     files = {file.path: file.bytes for file in artifact.files}
