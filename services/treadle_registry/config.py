@@ -16,7 +16,9 @@ from treadle.security import Credentials, TransportConfig
 class HubConfig(BaseSettings):
     """What of a hub is the registry's own (`TREADLE_REGISTRY_HUB_*`); the rest is `HF_*`, see docs/hub.md."""
 
-    model_config = SettingsConfigDict(env_prefix="TREADLE_REGISTRY_HUB_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="TREADLE_REGISTRY_HUB_", frozen=True, extra="ignore", env_ignore_empty=True
+    )
 
     token_file: Path | None = None
     """A file with a token; without one HF_TOKEN, HF_TOKEN_PATH and `hf auth login` hold."""

@@ -109,6 +109,11 @@ class HuggingFaceFolder:
 
     def _read(self, files: Mapping[str, Path]) -> tuple[TextParts, dict[str, tuple[Path, StoredTensor]]]:
         config = check_config(files)
+        if config.get("quantization_config"):
+            raise FailedPrecondition(
+                "config.json says that the weights are quantised; import the unquantised model",
+                reason="UNSUPPORTED_QUANTIZATION",
+            )
         places: dict[str, tuple[Path, StoredTensor]] = {}
         for file in self._weights:
             tensors = read_header(files[file])
@@ -122,7 +127,8 @@ class HuggingFaceFolder:
 
 
 def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
-    """config.json, of a model that may be read; raises FailedPrecondition and InvalidArgument for another."""
+    """config.json, of a model that needs no code of its own; raises FailedPrecondition (REMOTE_CODE), and
+    InvalidArgument (CORRUPT_CONFIG)."""
     config = read_json(files["config.json"], MAX_CONFIG_BYTES)
     for name in ("config.json", "tokenizer_config.json"):
         if name in files and read_json(files[name]).get("auto_map"):
@@ -131,11 +137,6 @@ def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
                 "entry where the model is of a supported type without it",
                 reason="REMOTE_CODE",
             )
-    if config.get("quantization_config"):
-        raise FailedPrecondition(
-            "config.json says that the weights are quantised; import the unquantised model",
-            reason="UNSUPPORTED_QUANTIZATION",
-        )
     return config
 
 

@@ -48,9 +48,13 @@ def check_source(source: LocalSource | HubSource, hub: HubConfig | None = None) 
             opened = open_any(source)
         else:
             from treadle_registry.sources.hub_client import HubClient
+            from treadle_registry.sources.hub_files import check_required
             from treadle_registry.sources.hub_headers import hub_headers
 
-            opened = stack.enter_context(hub_headers(source, HubClient.of(hub or HubConfig()))).opened()
+            headers = stack.enter_context(hub_headers(source, HubClient.of(hub or HubConfig())))
+            if not headers.is_gguf:
+                check_required(headers.files)
+            opened = headers.opened(linked=False)
         return check_opened(opened)
 
 

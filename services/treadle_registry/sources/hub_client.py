@@ -69,40 +69,51 @@ class HubClient:
     """The hub of HF_ENDPOINT, or another one for tests."""
 
     def __init__(
-        self, token: str | None = None, *, endpoint: str | None = None, cache: Path | None = None
+        self,
+        token: str | None = None,
+        *,
+        token_file: Path | None = None,
+        endpoint: str | None = None,
+        cache: Path | None = None,
     ) -> None:
         """Without a token the client's own ways hold: HF_TOKEN, HF_TOKEN_PATH, `hf auth login`."""
         # They log whole addresses, and those of a hub's files carry a signature that opens them.
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._token = token
+        self._token, self._token_file = token, token_file
         self.endpoint = endpoint or constants.ENDPOINT
         self.cache = cache or Path(constants.HF_HUB_CACHE)
         """The folder of the Hugging Face cache that has the repositories."""
 
     @classmethod
     def of(cls, config: HubConfig) -> HubClient:
-        """With the token of the settings' file; raises FailedPrecondition for one that cannot be read."""
-        path = config.token_file
-        if path is None:
-            return cls()
-        try:
-            with path.open() as file:
-                return cls(_checked(file.read(_MAX_TOKEN).strip(), str(path)))
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(str(path)) from error
+        """By the registry's settings."""
+        return cls(token_file=config.token_file)
 
     @functools.cached_property
     def _credential(self) -> str | Literal[False]:
-        """The token that goes with every call, or False for none; found before any call is made."""
-        if self._token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-            return False
+        """The token that goes with every call, or False for none; found before any call is made.
+
+        Raises FailedPrecondition (HUB_TOKEN_UNREADABLE).
+        """
+        where = str(self._token_file or f"HF_TOKEN or {constants.HF_TOKEN_PATH}")
         try:
-            token = self._token or get_token()
+            token = self._found_token()
         except (OSError, ValueError) as error:
-            # Not from the error: a decoder's quotes what it read.
-            raise _unreadable(f"HF_TOKEN or {constants.HF_TOKEN_PATH}") from error
-        return _checked(token, f"HF_TOKEN or {constants.HF_TOKEN_PATH}") if token else False
+            raise _unreadable(where) from error
+        if token is None:
+            return False
+        if not token or not token.isascii() or not token.isprintable():
+            raise _unreadable(where)
+        return token
+
+    def _found_token(self) -> str | None:
+        if self._token is not None:
+            return self._token
+        if self._token_file is not None:
+            with self._token_file.open() as file:
+                return file.read(_MAX_TOKEN).strip()
+        return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
 
     @property
     def offline(self) -> bool:
@@ -182,12 +193,6 @@ class HubClient:
         ):
             hf_raise_for_status(response)
             yield start if response.status_code == 206 else 0, response.iter_bytes()
-
-
-def _checked(token: str, where: str) -> str:
-    if not token or not token.isascii() or not token.isprintable():
-        raise _unreadable(where)
-    return token
 
 
 def _unreadable(where: str) -> FailedPrecondition:

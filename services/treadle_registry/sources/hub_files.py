@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from treadle.errors import InvalidArgument, NotFound
-from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES
+from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, read_json
 from treadle_registry.names import check_file_name, is_file_name
 from treadle_registry.sources.hub_source import HubSource
 
-_REQUIRED = ("config.json", "tokenizer.json")
+REQUIRED = ("config.json", "tokenizer.json")
 _TEXT = re.compile(
     r"config\.json|generation_config\.json|tokenizer(?:_config)?\.json|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.(?:json|txt)|merges\.txt|[A-Za-z0-9_]+\.(?:model|jinja)|chat_template\.json"
@@ -19,9 +20,13 @@ _TEXT = re.compile(
 )
 """Configuration, tokenizer, templates, generation defaults, licence and card."""
 _VARIANT_OF = re.compile(
-    r"model(?:\.safetensors\.index)?\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.(?:safetensors|json)"
+    r"model\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.safetensors"
+    r"|model\.safetensors\.index\.([A-Za-z0-9_-]+)\.json"
 )
 _SPLIT_GGUF = re.compile(r".+-\d{5}-of-\d{5}\.gguf")
+MAX_INDEX = 16 << 20
+MAX_TEXT = 256 << 20
+"""Bytes of a file that is no file of weights."""
 _MAX_SHARDS = 1024
 _SAID = 10
 """Names in a message."""
@@ -37,16 +42,25 @@ def single_name(variant: str) -> str:
     return f"model.{variant}.safetensors" if variant else "model.safetensors"
 
 
+def is_index(name: str) -> bool:
+    """Whether what `weights_file` chose is an index of shards."""
+    return name.endswith(".json")
+
+
 def text_files(names: Collection[str]) -> list[str]:
-    """What is read of a model beside its weights; raises InvalidArgument (MISSING_FILE)."""
-    for name in _REQUIRED:
+    """What is read of a model beside its weights."""
+    return sorted(name for name in names if _TEXT.fullmatch(name) and not name.endswith(PICKLE_SUFFIXES))
+
+
+def check_required(names: Collection[str]) -> None:
+    """Raises InvalidArgument (MISSING_FILE) where a file is not there that every model needs."""
+    for name in REQUIRED:
         if name not in names:
             raise InvalidArgument(
                 f"the repository has no {name}; take one whose model is in Transformers' form"
                 + (" (its tokenizer as tokenizer.json)" if name == "tokenizer.json" else ""),
                 reason="MISSING_FILE",
             )
-    return sorted(name for name in names if _TEXT.fullmatch(name) and not name.endswith(PICKLE_SUFFIXES))
 
 
 def weights_file(wanted: HubSource, names: Collection[str]) -> str:
@@ -60,7 +74,7 @@ def weights_file(wanted: HubSource, names: Collection[str]) -> str:
     for name in (index_name(wanted.variant), single_name(wanted.variant)):
         if name in names:
             return name
-    variants = sorted({found[1] for name in names if (found := _VARIANT_OF.fullmatch(name))})
+    variants = sorted({found[1] or found[2] for name in names if (found := _VARIANT_OF.fullmatch(name))})
     if wanted.variant:
         raise NotFound(
             f"the repository has no weights of the variant {wanted.variant!r}; it has: "
@@ -134,6 +148,11 @@ def shards_of(index: Mapping[str, Any], name: str) -> tuple[str, ...]:
             f"{name} names {len(shards)} files; at most {_MAX_SHARDS} are taken", reason="TOO_MANY_FILES"
         )
     return shards
+
+
+def weight_names(chosen: str, files: Mapping[str, Path]) -> tuple[str, ...]:
+    """The files of weights that `weights_file` chose: itself, or the shards of the index among `files`."""
+    return shards_of(read_json(files[chosen], MAX_INDEX), chosen) if is_index(chosen) else (chosen,)
 
 
 def check_shards(shards: Sequence[str], index: str, names: Collection[str]) -> None:

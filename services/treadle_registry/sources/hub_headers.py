@@ -9,19 +9,23 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from treadle.errors import InvalidArgument, Unavailable
-from treadle_registry.formats.gguf_model import GgufModel
 from treadle_registry.formats.gguf_reader import GgufFile
-from treadle_registry.formats.huggingface_folder import HuggingFaceFolder, check_config, read_json
-from treadle_registry.sources.hub import MAX_INDEX, MAX_TEXT, is_index, open_hub
+from treadle_registry.sources.hub_cached import cached_files
 from treadle_registry.sources.hub_client import HubClient, Listing
 from treadle_registry.sources.hub_errors import UNREACHABLE
-from treadle_registry.sources.hub_files import check_shards, shards_of, text_files, weights_file
+from treadle_registry.sources.hub_files import (
+    MAX_TEXT,
+    check_shards,
+    is_index,
+    text_files,
+    weight_names,
+    weights_file,
+)
 from treadle_registry.sources.hub_source import HubSource
-from treadle_registry.sources.opened import OpenedSource, SourceModel
+from treadle_registry.sources.opened import ModelFiles
 
 _FIRST_READ = 256 << 10
 """Of a file of weights: most headers are shorter."""
@@ -30,47 +34,16 @@ _ALL_HEADERS = 512 << 20
 """Of all files of one model together."""
 
 
-@dataclass(frozen=True, slots=True)
-class HubHeaders:
-    """A repository's files as far as they say what the model is."""
-
-    origin: str
-    """"hub:owner/name@commit"."""
-    files: dict[str, Path]
-    """Config, tokenizer, card and index whole; weights with their headers. Theirs are the true sizes."""
-    weights: tuple[str, ...]
-    """Which of the files are weights: safetensors, or one GGUF file."""
-    sizes: dict[str, int]
-    """Bytes of each file as the hub, or the cache, has it."""
-
-    @property
-    def is_gguf(self) -> bool:
-        """Whether it is one GGUF file."""
-        return self.weights[0].endswith(".gguf")
-
-    def opened(self) -> OpenedSource:
-        """The model that these files are, to be checked; its tensors have no values."""
-        model: SourceModel = (
-            GgufModel(self.files[self.weights[0]])
-            if self.is_gguf
-            else HuggingFaceFolder.of_files(self.files, self.weights)
-        )
-        return OpenedSource(model, self.origin)
-
-
 @contextlib.contextmanager
-def hub_headers(source: HubSource, client: HubClient) -> Iterator[HubHeaders]:
+def hub_headers(source: HubSource, client: HubClient) -> Iterator[ModelFiles]:
     """The headers of a repository, in a folder that goes at the block's end; blocks while they come.
 
-    Where nothing may leave the machine, the cache's own files. Raises TreadleError as `open_hub` does.
+    Nothing is refused for what it says: a model that cannot be imported can be looked at, and config.json may
+    be missing. Where nothing may leave the machine these are the cache's own files. Raises TreadleError for a
+    hub that does not answer, and where there are no weights that could be read.
     """
     if source.local_files_only or client.offline:
-        opened = open_hub(source, client)
-        files = dict(opened.model.files)
-        weights = tuple(name for name in files if name.endswith((".safetensors", ".gguf")))
-        yield HubHeaders(
-            opened.origin, files, weights, {name: path.stat().st_size for name, path in files.items()}
-        )
+        yield cached_files(source, client, required=())
         return
     with tempfile.TemporaryDirectory(prefix="treadle-headers-") as folder:
         yield _HeaderReader(source, client, client.listing(source), Path(folder)).read()
@@ -83,24 +56,19 @@ class _HeaderReader:
         self._source, self._client, self._listing, self._folder = source, client, listing, folder
         self._left = _ALL_HEADERS
 
-    def read(self) -> HubHeaders:
-        """Everything that is told without the weights is told first."""
+    def read(self) -> ModelFiles:
+        """The texts and the headers."""
         listed = self._listing.files
         chosen = weights_file(self._source, listed)
         texts = [] if self._source.gguf_file else text_files(listed)
         if is_index(chosen):
             texts.append(chosen)
         files = {name: self._text(name) for name in texts}
-        if files:
-            check_config(files)
-        weights: tuple[str, ...] = (chosen,)
-        if is_index(chosen):
-            weights = shards_of(read_json(files[chosen], MAX_INDEX), chosen)
-            check_shards(weights, chosen, listed)
+        weights = weight_names(chosen, files)
+        check_shards(weights, chosen, listed)
         for name in weights:
             files[name] = self._gguf(name) if name.endswith(".gguf") else self._safetensors(name)
-        sizes = {name: listed[name].size for name in files}
-        return HubHeaders(self._source.at(self._listing.commit), files, weights, sizes)
+        return ModelFiles(self._source.at(self._listing.commit), files, weights)
 
     def _text(self, name: str) -> Path:
         size = self._listing.files[name].size
@@ -129,11 +97,11 @@ class _HeaderReader:
             path = self._sparse(name, data)
             try:
                 with GgufFile(path) as file:
-                    if file.header_bytes <= len(data):
+                    if file.header_bytes <= len(data) or due in (size, _LONGEST_HEADER):
                         return path
-            except InvalidArgument:
+            except InvalidArgument as error:
                 # Holes parse as something, or as nothing.
-                if due in (size, _LONGEST_HEADER):
+                if error.reason != "CORRUPT_GGUF" or due in (size, _LONGEST_HEADER):
                     raise
             due *= 4
 

@@ -43,6 +43,8 @@ class PartialFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        if self.size == 0:
+            self._path.unlink(missing_ok=True)
 
     @property
     def whole(self) -> bool:

@@ -8,6 +8,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from treadle.errors import InvalidArgument, NotFound
 from treadle_registry.sources.hub_files import (
+    check_required,
     check_shards,
     index_name,
     shards_of,
@@ -75,7 +76,8 @@ def test_the_weights_that_are_wanted(source: HubSource, names: list[str], chosen
         ),
         (ANY, ["README.md"], InvalidArgument, "MISSING_FILE", "model.safetensors"),
         (ANY, ["m.Q4_0.gguf", "m.Q8_0.gguf"], InvalidArgument, "MISSING_FILE", "m.Q4_0.gguf, m.Q8_0.gguf"),
-        (ANY, ["model.fp16.safetensors"], InvalidArgument, "MISSING_FILE", "fp16"),
+        (ANY, ["model.fp16.safetensors", "model.x.json"], InvalidArgument, "MISSING_FILE", "one: fp16"),
+        (ANY, ["model.safetensors.index.bf16.json"], InvalidArgument, "MISSING_FILE", "one: bf16"),
         (ANY, ["a.safetensors", "b.safetensors"], InvalidArgument, "MISSING_FILE", ""),
         (HubSource("a/b", variant="bf16"), ["model.fp16.safetensors"], NotFound, "VARIANT_NOT_FOUND", "fp16"),
         (HubSource("a/b", gguf_file="x.gguf"), ["m.gguf"], NotFound, "HUB_FILE_NOT_FOUND", "m.gguf"),
@@ -127,7 +129,7 @@ def test_texts_of_a_model_and_no_others():
 @pytest.mark.parametrize("missing", TEXTS)
 def test_a_repository_without_what_every_model_has(missing: str):
     with pytest.raises(InvalidArgument, match=missing):
-        text_files([name for name in TEXTS if name != missing])
+        check_required([name for name in TEXTS if name != missing])
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ def test_a_single_file(hub: HubServer, client: HubClient, tmp_path: Path):
     with hub_headers(SOURCE, client) as headers:
         assert headers.origin == f"hub:{REPOSITORY}@{commit}"
         assert headers.weights == (SINGLE,)
-        assert headers.sizes == {name: len(files[name]) for name in headers.files}
+        assert all(path.stat().st_size == len(files[name]) for name, path in headers.files.items())
         assert headers.files["README.md"].read_bytes() == files["README.md"]
         assert read_header(headers.files[SINGLE]) == read_header(tmp_path / SINGLE)
-        facts = facts_of(headers.opened().model.check())
+        facts = facts_of(headers.opened(linked=False).model.check())
         kept = headers.files[SINGLE]
     assert facts.license == "apache-2.0"
     assert hub.sent(SINGLE) < len(files[SINGLE]) // 10
@@ -47,7 +47,7 @@ def test_shards(hub: HubServer, client: HubClient):
     hub.add(REPOSITORY, files)
     with hub_headers(SOURCE, client) as headers:
         assert len(headers.weights) == 3
-        facts = facts_of(headers.opened().model.check())
+        facts = facts_of(headers.opened(linked=False).model.check())
     sent, whole = (
         sum(size(name) for name in headers.weights) for size in (hub.sent, lambda name: len(files[name]))
     )
@@ -62,7 +62,7 @@ def test_a_header_longer_than_the_first_read(
     hub.add(REPOSITORY, files)
     monkeypatch.setattr("treadle_registry.sources.hub_headers._FIRST_READ", 100)
     with hub_headers(SOURCE, client) as headers:
-        assert facts_of(headers.opened().model.check()).parameters
+        assert facts_of(headers.opened(linked=False).model.check()).parameters
     length = 8 + int.from_bytes(files[SINGLE][:8], "little")
     assert hub.sent(SINGLE) == length > 100
     print(f"{length} bytes in two reads")
@@ -87,7 +87,7 @@ def test_a_gguf_file(
         with GgufFile(headers.files["m.gguf"]) as found, GgufFile(path) as whole:
             assert found.metadata == whole.metadata
             assert found.tensors == whole.tensors
-        assert facts_of(headers.opened().model.check()).num_layers == 3
+        assert facts_of(headers.opened(linked=False).model.check()).num_layers == 3
     size = path.stat().st_size
     assert hub.sent("m.gguf") < size
     assert hub.sent("other.gguf") == 0
@@ -99,8 +99,8 @@ def test_out_of_the_cache(hub: HubServer, client: HubClient, commit: str, files:
     before = len(hub.requests)
     with hub_headers(dataclasses.replace(SOURCE, local_files_only=True), client) as headers:
         assert headers.weights == (SINGLE,)
-        assert headers.sizes[SINGLE] == len(files[SINGLE])
-        assert facts_of(headers.opened().model.check()).license == "apache-2.0"
+        assert headers.files[SINGLE].stat().st_size == len(files[SINGLE])
+        assert facts_of(headers.opened(linked=False).model.check()).license == "apache-2.0"
     assert len(hub.requests) == before
     with pytest.raises(NotFound), hub_headers(HubSource("a/b", local_files_only=True), client):
         raise AssertionError
@@ -114,10 +114,19 @@ def test_what_claims_too_much_is_not_fetched(
     monkeypatch.setattr("treadle_registry.sources.hub_headers._FIRST_READ", 1024)
     hub.add(REPOSITORY, files | {SINGLE: (1 << 62).to_bytes(8, "little") + bytes(100_000)})
     with hub_headers(SOURCE, client) as headers, pytest.raises(InvalidArgument, match="header claims"):
-        headers.opened().model.check()
+        headers.opened(linked=False).model.check()
     assert hub.sent(SINGLE) <= 4096
     hub.add(REPOSITORY, {"m.gguf": b"GGUF" + b"\xff" * 100_000})
     with pytest.raises(InvalidArgument), hub_headers(dataclasses.replace(SOURCE, gguf_file="m.gguf"), client):
         raise AssertionError
     assert hub.sent("m.gguf") <= 4096
     print(f"{hub.sent(SINGLE)} and {hub.sent('m.gguf')} bytes")
+
+
+def test_what_cannot_be_imported_can_be_looked_at(hub: HubServer, client: HubClient, files: dict[str, bytes]):
+    odd = {"config.json": b'{"model_type": "nobody", "auto_map": {}, "quantization_config": {"bits": 4}}'}
+    hub.add(REPOSITORY, {name: data for name, data in (files | odd).items() if name != "tokenizer.json"})
+    with hub_headers(SOURCE, client) as headers:
+        assert headers.files["config.json"].read_bytes() == odd["config.json"]
+        assert "tokenizer.json" not in headers.files
+        assert read_header(headers.files[SINGLE])

@@ -84,6 +84,25 @@ def test_across_file_systems_it_is_copied(
 
 
 @pytest.mark.parametrize("offline", [False, True])
+def test_a_cache_whose_repositories_share_blobs(
+    hub: HubServer, machine: HubMachine, commit: str, files: dict[str, bytes], offline: bool
+):
+    first = machine.run(SOURCE)
+    machine.store.delete(first.manifest.digest)
+    blob = only_blob(machine, files[SINGLE])
+    # As the client lays them out: by a hash of another kind, which is no sha256.
+    shared = machine.cache / "blobs" / "ab" / ("ab" * 32)
+    shared.parent.mkdir(parents=True)
+    blob.rename(shared)
+    blob.symlink_to(os.path.relpath(shared, blob.parent))
+    again = machine.run(HubSource(REPOSITORY, local_files_only=offline))
+    assert again.manifest.digest == first.manifest.digest
+    assert (artifact(machine, again.manifest.digest) / "source" / SINGLE).samefile(shared)
+    assert hub.sent(SINGLE) == len(files[SINGLE])
+    print("linked to the shared blob, fetched once")
+
+
+@pytest.mark.parametrize("offline", [False, True])
 def test_a_damaged_file_of_the_cache_is_told(
     hub: HubServer, machine: HubMachine, commit: str, files: dict[str, bytes], offline: bool
 ):

@@ -76,7 +76,7 @@ def test_a_missing_shard_is_named(hub: HubServer, machine: HubMachine, files: di
     assert raised.value.reason == "FILE_NOT_CACHED"
     (index,) = machine.cache.glob(f"models--*/snapshots/*/{INDEX}")
     index.unlink()
-    with pytest.raises(NotFound, match="its index"):
+    with pytest.raises(NotFound, match="or index"):
         machine.run(source, **environment)
     assert len(hub.requests) == before
     print("0 requests")
