@@ -20,11 +20,14 @@ from google.longrunning import operations_pb2_grpc, operations_proto_pb2
 from small_folder import write_model
 from waiting import until
 
+from treadle.api.registry.v1 import registry_pb2_grpc, transfer_pb2
 from treadle.client import ModelSource, RegistryClient
 from treadle.errors import NotFound, TreadleError
 from treadle.local.ports import free_ports
+from treadle.models.stored_folder import StoredFile, file_digest
 from treadle.process import child_command
-from treadle.rpc import from_status
+from treadle.rpc import from_rpc_error, from_status
+from treadle.transfer.upload import upload_file
 
 DISK_BYTES = 24 << 20
 DISK_FILES = 400
@@ -253,6 +256,49 @@ async def test_a_disk_that_fills_up_while_an_import_runs(disk: SmallDisk, model:
         assert lost == 1
         assert from_status((await newest_operation(disk)).error).reason == "DISK_FULL"
         await still_serves(disk, kept)
+    await succeeds(disk, model)
+
+
+async def test_no_room_for_an_upload(disk: SmallDisk, model: Path):
+    """Refused at once where it is known; else when the disk is full, and what came is gone on with."""
+    path = model / "model.safetensors"
+    file = StoredFile(path.name, file_digest(path), path.stat().st_size)
+    async with grpc.aio.insecure_channel(disk.address) as channel:
+        stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        with disk.filled(file.size // 2):
+            with pytest.raises(TreadleError) as early:
+                await upload_file(stub, path, file)
+            refused(early.value)
+        arrived = 0
+
+        def count(size: int) -> None:
+            nonlocal arrived
+            arrived += size
+
+        call = stub.UploadBlob()
+        await call.write(
+            transfer_pb2.UploadBlobRequest(
+                digest=file.digest, total_bytes=file.size, data=path.read_bytes()[: 1 << 20]
+            )
+        )
+
+        async def has_begun() -> bool:
+            found = await stub.GetUpload(transfer_pb2.GetUploadRequest(digest=file.digest))
+            return found.committed_bytes == 1 << 20
+
+        await until(has_begun, "the upload has begun")
+        with disk.filled(0):
+            await call.write(
+                transfer_pb2.UploadBlobRequest(offset=1 << 20, data=path.read_bytes()[1 << 20 : 2 << 20])
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as late:
+                await call
+            refused(from_rpc_error(late.value))
+            print(f"early: {early.value.message!r}; late: {late.value.details()!r}")
+        sent = await upload_file(stub, path, file, progress=count)
+        assert arrived == file.size
+        print(f"{file.size} bytes, {sent} sent again once there was room")
+        assert sent <= file.size - (1 << 20)
     await succeeds(disk, model)
 
 

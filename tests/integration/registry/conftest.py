@@ -14,3 +14,11 @@ async def client(tmp_path: Path) -> AsyncIterator[RegistryStubs]:
     """A registry on an empty store."""
     async with open_registry(tmp_path / "store") as made:
         yield made
+
+
+@pytest.fixture
+async def narrow(tmp_path: Path) -> AsyncIterator[RegistryStubs]:
+    """A registry with room for one transfer each way, and for few bytes."""
+    settings = {"max_uploads": 1, "max_downloads": 1, "max_upload_bytes": 40 << 20}
+    async with open_registry(tmp_path / "store", **settings) as made:
+        yield made

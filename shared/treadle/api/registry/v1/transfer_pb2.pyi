@@ -61,6 +61,10 @@ Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
 
 @_typing.final
 class UploadBlobRequest(_message.Message):
+    """The first message best has no data: the registry answers it with the initial
+    metadata "upload-accepted", or with the reason why not.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     DIGEST_FIELD_NUMBER: _builtins.int

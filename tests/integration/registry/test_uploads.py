@@ -1,74 +1,29 @@
-"""Blobs over gRPC: in chunks from an offset, resumed, checked by their hash, and never half there."""
+"""Blobs to a registry: in chunks from an offset, resumed, checked by their hash, and never half there."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import random
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import pytest
-from cutting_proxy import CuttingProxy
+from blobs import CHUNK, begun_upload, digest_of, messages, publish, upload, write
 from damage import flip
-from registry_stubs import RegistryStubs, answer, open_registry, write_folder
+from registry_stubs import RegistryStubs, answer, write_folder
 from started_service import started
 from waiting import until
 
 from treadle.api.registry.v1 import registry_pb2_grpc, transfer_pb2
-from treadle.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange, ResourceExhausted, TreadleError
+from treadle.errors import DataLoss, FailedPrecondition, OutOfRange, ResourceExhausted, TreadleError
 from treadle.local.ports import free_ports
 from treadle.models.stored_folder import StoredFile
 from treadle.rpc import open_channel
 from treadle.transfer.download import download_files
-from treadle.transfer.upload import ACCEPTED, upload_file
+from treadle.transfer.upload import upload_file
 from treadle_registry import transfers
-from treadle_registry.servicing import transfer_methods
 from treadle_registry.store.store import Store
 from treadle_registry.store.uploads import KEPT_S, Uploads
-
-CHUNK = 1 << 20
-
-
-def digest_of(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def write(path: Path, content: bytes) -> StoredFile:
-    path.write_bytes(content)
-    return StoredFile(path.name, digest_of(content), len(content))
-
-
-def messages(content: bytes, offset: int = 0, **fields: object) -> list[transfer_pb2.UploadBlobRequest]:
-    """An upload from `offset` on, as a client sends it: an opening without data, and chunks."""
-    pieces = [
-        transfer_pb2.UploadBlobRequest(offset=at, data=content[at : at + CHUNK])
-        for at in range(offset, len(content), CHUNK)
-    ]
-    first = {"digest": digest_of(content), "total_bytes": len(content), "offset": offset} | fields
-    return [transfer_pb2.UploadBlobRequest(**first), *pieces]
-
-
-async def upload(client: RegistryStubs, requests: list[transfer_pb2.UploadBlobRequest]) -> int:
-    call = client.registry.UploadBlob(timeout=60)
-    with contextlib.suppress(asyncio.InvalidStateError):
-        for request in requests:
-            await call.write(request)
-            if not any(key == ACCEPTED for key, _ in await call.initial_metadata()):
-                break
-        await call.done_writing()
-    return (await answer(call)).committed_bytes
-
-
-def publish(store: Path, file: StoredFile) -> None:
-    """Makes an uploaded file one of the store's, as an import does; such files are no model."""
-    made = Store(store)
-    blob = made.blob_path(file.digest)
-    blob.parent.mkdir(exist_ok=True)
-    blob.hardlink_to(Uploads(made, 1 << 40).path(file.digest))
 
 
 async def test_there_and_back(client: RegistryStubs, tmp_path: Path, rng: random.Random):
@@ -223,150 +178,12 @@ async def test_a_registry_that_is_killed_in_the_middle(tmp_path: Path, rng: rand
     assert file.size <= sent < file.size + 40 * CHUNK
 
 
-async def test_connections_that_break(tmp_path: Path, rng: random.Random):
-    """Each byte of a download is taken once, however often the connection breaks."""
-    async with open_registry(tmp_path / "store") as client:
-        file = write(tmp_path / "file", rng.randbytes(24 * CHUNK))
-        await upload_file(client.registry, tmp_path / "file", file)
-        publish(client.store, file)
-        cuts = [rng.randrange(2 * CHUNK, 7 * CHUNK) for _ in range(3)]
-        async with (
-            CuttingProxy(client.port, cuts).running() as proxy,
-            open_channel(f"127.0.0.1:{proxy.port}") as cut,
-        ):
-            stub = registry_pb2_grpc.RegistryServiceStub(cut)
-            received = await download_files(stub, [file], tmp_path / "there")
-            print(f"{received} bytes of {file.size} over {proxy.num_cut} connections that broke")
-            assert proxy.num_cut == 3
-        assert received == file.size
-        assert (tmp_path / "there" / "file").read_bytes() == (tmp_path / "file").read_bytes()
-
-
 async def test_those_who_bring_one_file_at_once(client: RegistryStubs, tmp_path: Path, rng: random.Random):
     file = write(tmp_path / "file", rng.randbytes(30 * CHUNK))
     sent = await asyncio.gather(*(upload_file(client.registry, tmp_path / "file", file) for _ in range(4)))
     print(f"{file.size} bytes; each sent {sent}")
     assert (await client.call("GetUpload", digest=file.digest)).complete
     assert sum(sent) < 3 * file.size, "they wait for one another"
-
-
-async def read_some(client: RegistryStubs, file: StoredFile, count: int = 1) -> grpc.aio.UnaryStreamCall:
-    call = client.registry.DownloadBlob(transfer_pb2.DownloadBlobRequest(digest=file.digest), timeout=60)
-    for _ in range(count):
-        assert len((await call.read()).data) > 0
-    return call
-
-
-@pytest.fixture
-async def narrow(tmp_path: Path) -> AsyncIterator[RegistryStubs]:
-    """A registry with room for one transfer each way, and for few bytes."""
-    settings = {"max_uploads": 1, "max_downloads": 1, "max_upload_bytes": 40 * CHUNK}
-    async with open_registry(tmp_path / "store", **settings) as made:
-        yield made
-
-
-async def test_downloads_are_bounded_and_read_as_they_are_taken(
-    narrow: RegistryStubs, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-):
-    file = write(tmp_path / "file", rng.randbytes(32 * CHUNK))
-    await upload_file(narrow.registry, tmp_path / "file", file)
-    publish(narrow.store, file)
-    reads = 0
-    real = transfers._read
-
-    def counted(*args: int) -> bytes:
-        nonlocal reads
-        reads += 1
-        return real(*args)
-
-    monkeypatch.setattr(transfers, "_read", counted)
-    call = await read_some(narrow, file)
-    with pytest.raises(ResourceExhausted) as full:
-        await answer(await asyncio.wait_for(failed(narrow, file), 10))
-    assert full.value.reason == "TOO_MANY_DOWNLOADS"
-    assert full.value.retry_after_s
-    print(f"{reads} of 32 chunks were read for a client that took 1")
-    assert reads < 24
-    call.cancel()
-
-    # Whoever finds no place waits for one.
-    busy = await read_some_once_free(narrow, file)
-    waiting = asyncio.create_task(download_files(narrow.registry, [file], tmp_path / "there"))
-    await asyncio.wait({waiting}, timeout=0.3)
-    assert not waiting.done()
-    busy.cancel()
-    assert await asyncio.wait_for(waiting, 60) == file.size
-
-
-async def read_some_once_free(client: RegistryStubs, file: StoredFile) -> grpc.aio.UnaryStreamCall:
-    taken: list[grpc.aio.UnaryStreamCall] = []
-
-    async def take() -> bool:
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            taken.append(await read_some(client, file))
-        return bool(taken)
-
-    await until(take, "a place is free")
-    return taken[0]
-
-
-async def failed(client: RegistryStubs, file: StoredFile) -> grpc.aio.UnaryStreamCall:
-    call = client.registry.DownloadBlob(transfer_pb2.DownloadBlobRequest(digest=file.digest), timeout=60)
-    await answer(call.read())
-    return call
-
-
-@pytest.mark.parametrize(
-    ("digest", "offset", "code", "reason"),
-    [
-        ("sha256:" + "0" * 64, 0, "NOT_FOUND", "BLOB_NOT_FOUND"),
-        ("sha256:..", 0, "INVALID_ARGUMENT", ""),
-        ("", 0, "INVALID_ARGUMENT", ""),
-        ("there", 10**6, "OUT_OF_RANGE", "OFFSET_BEYOND_END"),
-    ],
-)
-async def test_bad_downloads(
-    client: RegistryStubs, tmp_path: Path, digest: str, offset: int, code: str, reason: str
-):
-    artifact = (await client.imported(folder=str(write_folder(tmp_path / "m")))).artifact
-    asked = artifact.files[0].digest if digest == "there" else digest
-    call = client.registry.DownloadBlob(
-        transfer_pb2.DownloadBlobRequest(digest=asked, offset=offset), timeout=60
-    )
-    with pytest.raises(TreadleError) as caught:
-        await answer(call.read())
-    print(caught.value.message)
-    assert caught.value.code == code
-    assert not reason or caught.value.reason == reason
-
-
-async def test_from_the_end_on_there_is_nothing(client: RegistryStubs, tmp_path: Path):
-    (file, *_) = (await client.imported(folder=str(write_folder(tmp_path / "m")))).artifact.files
-    call = client.registry.DownloadBlob(
-        transfer_pb2.DownloadBlobRequest(digest=file.digest, offset=file.bytes), timeout=60
-    )
-    (only,) = [response async for response in call]
-    assert (only.offset, only.data, only.total_bytes) == (file.bytes, b"", file.bytes)
-
-
-async def test_a_file_that_was_deleted_is_not_found(client: RegistryStubs, tmp_path: Path):
-    artifact = (await client.imported(folder=str(write_folder(tmp_path / "m")))).artifact
-    await client.call("DeleteArtifact", digest=artifact.digest)
-    file = StoredFile("config.json", artifact.files[0].digest, artifact.files[0].bytes)
-    with pytest.raises(NotFound):
-        await download_files(client.registry, [file], tmp_path / "there")
-
-
-async def test_damage_at_the_registry_is_noticed(client: RegistryStubs, tmp_path: Path):
-    artifact = (await client.imported(folder=str(write_folder(tmp_path / "m")))).artifact
-    files = [StoredFile(file.path, file.digest, file.bytes) for file in artifact.files]
-    flip(Path(artifact.location) / "model.safetensors")
-    with pytest.raises(DataLoss) as caught:
-        await download_files(client.registry, files, tmp_path / "there")
-    assert caught.value.reason == "CHECKSUM_MISMATCH"
-    assert not (tmp_path / "there" / "model.safetensors").exists()
-    await client.imported(folder=str(tmp_path / "m"))
-    assert await download_files(client.registry, files, tmp_path / "there") > 0
 
 
 async def test_uploads_are_bounded(narrow: RegistryStubs, rng: random.Random):
@@ -407,32 +224,6 @@ async def test_senders_that_stand_still(
     assert (sent.value.code, sent.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
     assert await client_has(client, content) == CHUNK
     assert await upload(client, messages(content, CHUNK)) == len(content)
-
-
-async def test_readers_that_stand_still(
-    narrow: RegistryStubs, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(transfer_methods, "IDLE_S", 0.3)
-    file = write(tmp_path / "file", rng.randbytes(32 * CHUNK))
-    await upload_file(narrow.registry, tmp_path / "file", file)
-    publish(narrow.store, file)
-    standing = await read_some(narrow, file)
-    # There is one place, and who stands still loses it.
-    assert await download_files(narrow.registry, [file], tmp_path / "there") == file.size
-    taken = 1
-    with pytest.raises(TreadleError) as caught:
-        while await answer(standing.read()) is not grpc.aio.EOF:
-            taken += 1
-    print(f"{taken} of 32 chunks went to a client that stood still")
-    assert (caught.value.code, caught.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
-    assert 1 < taken < 24
-
-
-async def begun_upload(client: RegistryStubs, content: bytes) -> grpc.aio.StreamUnaryCall:
-    call = client.registry.UploadBlob(timeout=60)
-    for message in messages(content)[:2]:
-        await call.write(message)
-    return call
 
 
 async def test_what_nobody_comes_back_for_goes_after_a_day(client: RegistryStubs, rng: random.Random):
