@@ -39,6 +39,8 @@ _WITHOUT_EFFECT = """auto_mapping base_model_name_or_path ensure_weight_tying ev
 """Of training, or of how the modules were chosen: the tensors say which. `fan_in_fan_out` is of layers that
 no model here has; PEFT leaves it aside for the ones that these have."""
 _MAX_ALPHA = 1e9
+_MAX_RANK = 4096
+"""A and B of one product are held whole."""
 _INITIALISED = (True, False, None, "gaussian", "eva", "orthogonal")
 """The ways to begin that leave the model's own weights as they are."""
 
@@ -206,8 +208,8 @@ def _pattern(raw: Mapping[str, Any], name: str, module: str, default: Any) -> An
 
 
 def _rank(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _corrupt(f"r must be a whole number of at least 1; got {value!r:.80}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RANK:
+        raise _corrupt(f"r must be a whole number from 1 to {_MAX_RANK}; got {value!r:.80}")
     return value
 
 
