@@ -194,7 +194,8 @@ def alias(
 ) -> None:
     """Point an alias at a model.
 
-    Workers load what an alias means when they start: restart `treadle up` to serve what it means now.
+    One that workers serve moves only to a model that a worker is ready for: `treadle models promote` brings
+    that about.
     """
 
     async def move() -> Alias:

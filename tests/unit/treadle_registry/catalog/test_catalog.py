@@ -9,6 +9,7 @@ import pytest
 
 from treadle.errors import Aborted, FailedPrecondition, NotFound
 from treadle_registry.catalog.catalog import Catalog
+from treadle_registry.catalog.database import _MIGRATIONS
 from treadle_registry.catalog.operations import StoredOperation
 from treadle_registry.pages import LAST
 from treadle_registry.rollout.deploying import Deploying
@@ -55,6 +56,32 @@ def test_a_newer_database_is_left_alone(tmp_path: Path):
     with pytest.raises(FailedPrecondition) as caught:
         Catalog(tmp_path)
     assert caught.value.reason == "NEWER_DATABASE"
+
+
+def test_the_first_release_s_database_goes_on(tmp_path: Path):
+    with sqlite3.connect(tmp_path / "registry.db") as database:
+        database.executescript(f"{_MIGRATIONS[0]} PRAGMA user_version = 1;")
+        database.execute("INSERT INTO artifacts VALUES (?)", (A,))
+        database.execute("INSERT INTO aliases VALUES ('prod', ?, 'etag', 1.5)", (A,))
+    database.close()
+    catalog = Catalog(tmp_path)
+    catalog.artifacts.index({A: 7.0, B: 8.0})
+    assert catalog.artifacts.last_uses() == {A: 7.0, B: 8.0}
+    assert catalog.aliases.get("prod").digest == A
+    assert (catalog.deployments.all(), catalog.leases.all(0.0)) == ([], [])
+    assert deploying(catalog).set_alias("prod", B, "etag").digest == B
+    catalog.close()
+
+
+def test_uses_are_kept_and_never_go_back(tmp_path: Path):
+    catalog = Catalog(tmp_path)
+    catalog.artifacts.index({A: 1.0, B: 2.0})
+    catalog.artifacts.used({A: 5.0, B: 1.0, "gone": 9.0})
+    catalog.artifacts.add(A, 3.0)
+    assert list(catalog.artifacts.last_uses().items()) == [(B, 2.0), (A, 5.0)]
+    catalog.artifacts.index({A: 1.0})
+    assert catalog.artifacts.last_uses() == {A: 5.0}
+    catalog.close()
 
 
 def test_every_move_has_its_own_etag_and_a_lost_swap_changes_nothing(tmp_path: Path):
