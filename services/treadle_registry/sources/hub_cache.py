@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import Timeout
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name, try_to_load_from_cache
 from huggingface_hub.utils import WeakFileLock
@@ -126,7 +125,7 @@ class HubCache:
                 try:
                     held.enter_context(WeakFileLock(path, timeout=_LOOK_EVERY_S))
                     break
-                except Timeout:
+                except TimeoutError:
                     waiting()
                 size = self.partial_size(file)
                 if size != last:
