@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
@@ -26,6 +27,9 @@ from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.store import Published, Store
 from treadle_worker.batch import ScheduledChunk
+from treadle_worker.config import EngineConfig
+from treadle_worker.engine_client import EngineClient
+from treadle_worker.engine_protocol import AddRequest, Failed, SamplingParams, StepOutputs
 from treadle_worker.model_runner import ModelRunner
 
 KINDS = ["smollm2", "llama_linear", "qwen2", "qwen3"]
@@ -212,6 +216,49 @@ def test_what_few_bits_cost_in_perplexity(real_store, smollm2_folder: Path):
         found = perplexity(derived.canonical_folder, ids)
         print(f"{form}: {found:.3f}, {found / plain:.4f} of it")
         assert 0.98 < found / plain < most
+
+
+async def engine_tokens(
+    folder: Path, quantization: str, prompts: list[list[int]]
+) -> dict[str, list[int]] | str:
+    """What a real engine process answers; or why it does not load."""
+    config = EngineConfig(device="cpu", quantization=quantization, kv_cache_bytes=1 << 22, num_threads=1)
+    client = await EngineClient.start(folder, config)
+    try:
+        sampling = SamplingParams(max_new_tokens=12, temperature=0.0)
+        await client.send(
+            [
+                AddRequest(request_id=str(number), prompt_token_ids=prompt, sampling=sampling)
+                for number, prompt in enumerate(prompts)
+            ]
+        )
+        tokens: dict[str, list[int]] = {}
+        finished = 0
+        async with asyncio.timeout(120):
+            async for event in client.events():
+                if isinstance(event, Failed):
+                    return event.message
+                for output in event.outputs if isinstance(event, StepOutputs) else ():
+                    tokens.setdefault(output.request_id, []).extend(output.token_ids)
+                    finished += bool(output.finish_reason)
+                if finished == len(prompts):
+                    break
+        return tokens
+    finally:
+        await client.stop()
+
+
+async def test_an_engine_serves_what_is_stored(tmp_path, rng):
+    store, parent = imported(tmp_path, "smollm2", rng.randrange(1 << 31))
+    derived = derive(store, parent.manifest.digest, Derivation("quantization", "int8"))
+    prompts = some_prompts(rng)
+    at_load = await engine_tokens(parent.canonical_folder, "int8", prompts)
+    stored = await engine_tokens(derived.canonical_folder, "", prompts)
+    assert stored == at_load
+    assert len(stored) == len(prompts)
+    refused = await engine_tokens(derived.canonical_folder, "int4", prompts)
+    print(f"{len(stored)} answers are the same; {refused}")
+    assert "stored as int8 and the engine is told int4" in refused
 
 
 def test_another_quantisation_than_the_stored_one_is_refused(tmp_path, rng):
