@@ -248,7 +248,7 @@ def refuse(tmp_path: Path, folder: Path, reason: str, named: str) -> None:
     assert caught.value.reason == reason
     assert named in caught.value.message
     left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
-    assert [path.name for path in left] == ["store.lock"]
+    assert {path.name for path in left} == {"store.lock", "format.json"}
 
 
 FILES: dict[str, tuple[dict[str, Any], str, str]] = {
