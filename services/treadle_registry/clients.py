@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
@@ -144,8 +143,3 @@ def _files(messages: Sequence[artifact_pb2.ArtifactFile]) -> tuple[StoredFile, .
 def _need(holds: bool, what: str) -> None:
     if not holds:
         raise DataLoss(f"the other registry lists {what}", reason="BAD_REMOTE_ARTIFACT")
-
-
-def target(file: StoredFile, path: Path, partial: Path) -> Target:
-    """Where a file of another registry goes, and where it lies while it arrives."""
-    return Target(file, path, partial)

@@ -136,6 +136,7 @@ class Transfers:
         self, arriving: PartialFile, first: UploadChunk, chunks: AsyncIterator[UploadChunk]
     ) -> int:
         began, before, total = time.monotonic(), arriving.size, first.total_bytes
+        self._to_come[first.digest] = total - before
         while await run_blocking(self._threads, arriving.catch_up):
             pass
         chunk: UploadChunk | None = first

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, TreadleError
-from treadle_registry.clients import Remote, RemoteArtifact, target
+from treadle.transfer.download import Target
+from treadle_registry.clients import Remote, RemoteArtifact
 from treadle_registry.config import RemotesConfig
 from treadle_registry.formats.canonical import (
     TextParts,
@@ -109,7 +110,7 @@ def _fetch(store: Store, uploads: Uploads, remote: Remote, claimed: RemoteArtifa
         )
     meter = StageMeter(report, Stage.DOWNLOADING, sum(file.size for file in missing))
     uploads.prepare()
-    places = [target(file, uploads.path(file.digest), uploads.partial(file.digest)) for file in missing]
+    places = [Target(file, uploads.path(file.digest), uploads.partial(file.digest)) for file in missing]
     asyncio.run(remote.fetch(places, meter.add))
 
 
