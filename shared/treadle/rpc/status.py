@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -18,7 +18,8 @@ MAX_STATUS_BYTES = 4096
 """Status travels in HTTP/2 trailers, which peers bound at 8 KiB or less."""
 
 _MAX_MESSAGE = 512
-_MAX_METADATA = 256
+_MAX_VALUE = 256
+_MAX_METADATA_BYTES = 1024
 _MORE = "…"
 _MAX_FIELDS_BYTES = 2048
 
@@ -31,7 +32,7 @@ def to_status(error: BaseException) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(
             reason=error.reason,
             domain=ERROR_DOMAIN,
-            metadata={key: _cut(value, _MAX_METADATA) for key, value in error.metadata.items()},
+            metadata=_metadata(error.metadata),
         )
     ]
     if error.fields:
@@ -49,6 +50,19 @@ def to_status(error: BaseException) -> status_pb2.Status:
         if status.ByteSize() + packed.ByteSize() + 8 <= MAX_STATUS_BYTES:
             status.details.append(packed)
     return status
+
+
+def _metadata(facts: Mapping[str, str]) -> dict[str, str]:
+    """As many of the facts as leave room for the rest of the status, the first ones first."""
+    kept: dict[str, str] = {}
+    room = _MAX_METADATA_BYTES
+    for key, value in facts.items():
+        cut = _cut(value, _MAX_VALUE)
+        room -= len(key.encode()) + len(cut.encode())
+        if room < 0:
+            break
+        kept[key] = cut
+    return kept
 
 
 def _bad_request(fields: Sequence[FieldViolation]) -> error_details_pb2.BadRequest:

@@ -36,6 +36,15 @@ def test_every_text_fits_and_comes_back(message: str, fields: list[tuple[str, st
     assert len(back.fields) >= min(1, len(fields))
 
 
+def test_many_facts_leave_room_for_the_fields():
+    metadata = {f"key_{number}": "線" * 300 for number in range(20)}
+    error = InvalidArgument("m" * 900, fields=[FieldViolation("f" * 300, "d" * 900)] * 9, metadata=metadata)
+    back = from_status(to_status(error))
+    assert back.fields
+    assert 0 < len(back.metadata) < 20
+    assert list(back.metadata) == list(metadata)[: len(back.metadata)]
+
+
 @pytest.mark.parametrize("character", ["a", "é", "線", "🙂", "\ud800"])
 def test_the_longest_texts(character: str):
     text = character * 100_000

@@ -43,7 +43,7 @@ async def test_a_scraper_shows_a_monitors_key(registry, ask, get, keys, tmp_path
             await ask(served.port, get(Authorization=shown))
             for shown in ("Bearer x", "Basic x", "Bearer trd_monitor_" + "0" * 64, "Bearer é", "é" * 4000)
         ]
-    assert found == {"infer": 403, "train": 403, "monitor": 200, "admin": 200}
+    assert found == {"infer": 403, "train": 403, "serve": 403, "monitor": 200, "admin": 200}
     assert [answer.status for answer in (bare, *wrong)] == [401] * 6
     assert bare.headers["www-authenticate"] == "Bearer"
     assert not any(b"treadle:seen" in answer.body for answer in (bare, *wrong))
