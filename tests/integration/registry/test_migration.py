@@ -13,6 +13,7 @@ import pytest
 from google.longrunning import operations_proto_pb2
 from old_store import FIRST, HISTORY, REQUESTS, SECOND, unpack_old_store
 from registry_stubs import answer, open_registry, write_folder
+from waiting import until
 
 from treadle.api.registry.v1 import registry_pb2
 from treadle.errors import FailedPrecondition, NotFound
@@ -155,9 +156,16 @@ async def test_a_newer_manifest_takes_no_other_model_along(tmp_path: Path):
         path = Store(store).folder(digests[0]) / "manifest.json"
         newer = json.dumps(json.loads(path.read_text()) | {"version": 99, "colour": "green"})
         path.write_text(newer)
-        with pytest.raises(FailedPrecondition) as caught:
-            await client.call("ResolveModel", model=digests[0])
-        assert caught.value.reason == "NEWER_MANIFEST"
+
+        async def is_refused() -> bool:
+            try:
+                await client.call("ResolveModel", model=digests[0])
+            except FailedPrecondition as error:
+                return error.reason == "NEWER_MANIFEST"
+            return False
+
+        # What was read a moment ago is not read again.
+        await until(is_refused, "the newer manifest is seen")
         with pytest.raises(FailedPrecondition) as caught:
             await client.imported(folder=str(tmp_path / "0"))
         assert caught.value.reason == "NEWER_MANIFEST"
