@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle_worker.config import EngineConfig
-from treadle_worker.cuda_memory import release
+from treadle_worker.cuda.memory import release
 from treadle_worker.engine import Engine
 from treadle_worker.engine_loader import load_engine
 from treadle_worker.engine_protocol import AddRequest, EngineStart, SamplingParams

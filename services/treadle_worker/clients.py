@@ -12,7 +12,7 @@ from treadle.api.registry.v1 import lease_pb2, registry_pb2, registry_pb2_grpc
 from treadle.rpc import from_rpc_error
 from treadle_worker.convert import to_artifact, to_known_lease, to_serving_lease
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import KnownLease, Served
+from treadle_worker.models.leases import KnownLease, Served
 
 TIMEOUT_S = 10.0
 LEASE_TIMEOUT_S = 5.0

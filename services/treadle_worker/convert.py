@@ -17,7 +17,7 @@ from treadle.queue.log import START, LogEntry
 from treadle.rpc import to_status
 from treadle_worker.engine_protocol import EngineStats, Ready, SamplingParams, TokenLogprobs
 from treadle_worker.jobs import Artifact, History, Job
-from treadle_worker.leases import KnownLease, Served
+from treadle_worker.models.leases import KnownLease, Served
 from treadle_worker.outgoing import Ending, TokenBatch
 
 _PRIORITIES = {generation_pb2.PRIORITY_HIGH: 1, generation_pb2.PRIORITY_LOW: -1}

@@ -11,10 +11,10 @@ from treadle.nn.linear import warm_up
 from treadle.nn.llama import LlamaForCausalLM
 from treadle.nn.loader import load_model
 from treadle_worker.block_manager import BlockManager
-from treadle_worker.cuda_graphs import Capture, CudaCapture, DecodeGraphs
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_memory import MemoryWatch, use
-from treadle_worker.cuda_profile import activation_bytes
+from treadle_worker.cuda.graphs import Capture, CudaCapture, DecodeGraphs
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.memory import MemoryWatch, use
+from treadle_worker.cuda.profile import activation_bytes
 from treadle_worker.device_memory import free_bytes, share_bytes
 from treadle_worker.engine import Engine
 from treadle_worker.engine_protocol import EngineStart

@@ -15,9 +15,9 @@ from treadle.models.serving_memory import cache_block_bytes
 from treadle.nn.attention import Attention
 from treadle.nn.execution import Kernels, uses_native
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_attention import begin_cuda_step
-from treadle_worker.cuda_backends import BackendName, choose_backend
-from treadle_worker.cuda_kv_cache import RESERVED_BLOCKS, CudaKVCache
+from treadle_worker.cuda.attention import begin_cuda_step
+from treadle_worker.cuda.backends import BackendName, choose_backend
+from treadle_worker.cuda.kv_cache import RESERVED_BLOCKS, CudaKVCache
 from treadle_worker.native_attention import NativeAttention, NativeKVCache
 from treadle_worker.torch_attention import TorchAttention
 from treadle_worker.torch_kv_cache import TorchKVCache

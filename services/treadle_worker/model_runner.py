@@ -10,9 +10,9 @@ from torch import Tensor
 
 from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_graphs import DecodeGraphs
-from treadle_worker.cuda_memory import release, use
-from treadle_worker.cuda_step import to_device
+from treadle_worker.cuda.graphs import DecodeGraphs
+from treadle_worker.cuda.memory import release, use
+from treadle_worker.cuda.step import to_device
 from treadle_worker.kv_cache import KVCache, begin_step
 from treadle_worker.native_attention import NativeKVCache
 from treadle_worker.native_program import NativeProgram

@@ -9,7 +9,7 @@ from typing import Any
 from treadle.api.worker.v1 import worker_pb2, worker_pb2_grpc
 from treadle.errors import invalid_field
 from treadle_worker.convert import STATES, to_engine_status
-from treadle_worker.model_host import ModelHost
+from treadle_worker.models.model_host import ModelHost
 from treadle_worker.resident_memory import resident_bytes
 from treadle_worker.worker import Worker, loaded_profile
 

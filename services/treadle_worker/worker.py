@@ -16,22 +16,22 @@ from treadle.errors import TreadleError
 from treadle.queue import workers
 from treadle.queue.connection import connect, connect_blocking
 from treadle.telemetry.service import Telemetry
-from treadle_worker.by_hand import ByHand
 from treadle_worker.clock import RedisClock
 from treadle_worker.config import EngineConfig, WorkerConfig
-from treadle_worker.configuration import complete
 from treadle_worker.convert import to_heartbeat, to_loaded_profile
 from treadle_worker.engine_protocol import Ready
 from treadle_worker.engine_run import EngineRun, Links
 from treadle_worker.heartbeat import Heart
 from treadle_worker.jobs import Artifact
 from treadle_worker.metrics import WorkerMetrics
-from treadle_worker.model_host import ModelHost, StartEngine
+from treadle_worker.models.by_hand import ByHand
+from treadle_worker.models.configuration import complete
+from treadle_worker.models.model_host import ModelHost, StartEngine
+from treadle_worker.models.obtaining import Obtain, where_it_lies
+from treadle_worker.models.registry import Registry
+from treadle_worker.models.served_models import ServedModels
+from treadle_worker.models.wanted import Claim
 from treadle_worker.notices import NoticeReader
-from treadle_worker.obtaining import Obtain, where_it_lies
-from treadle_worker.registry import Registry
-from treadle_worker.served_models import ServedModels
-from treadle_worker.wanted import Claim
 
 logger = logging.getLogger(__name__)
 

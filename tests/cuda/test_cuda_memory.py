@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from tiny_models import VOCABULARY, make
 
 from treadle_worker.config import EngineConfig
-from treadle_worker.cuda_memory import release
+from treadle_worker.cuda.memory import release
 from treadle_worker.engine_loader import load_engine
 from treadle_worker.engine_protocol import AddRequest, EngineStart, SamplingParams
 

@@ -15,11 +15,11 @@ from tiny_models import KINDS, make
 from treadle.models.config import parse_config
 from treadle.nn.loader import load_model
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_backends import PACKAGES
-from treadle_worker.cuda_graphs import CudaCapture, DecodeGraphs
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_sdpa import SdpaBackend
-from treadle_worker.cuda_step import Places, Staging
+from treadle_worker.cuda.backends import PACKAGES
+from treadle_worker.cuda.graphs import CudaCapture, DecodeGraphs
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.sdpa import SdpaBackend
+from treadle_worker.cuda.step import Places, Staging
 from treadle_worker.engine_protocol import SamplingParams
 from treadle_worker.kv_cache import CachePlan
 from treadle_worker.model_runner import ModelRunner
@@ -36,7 +36,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_replays_equal_the_cpus_steps(monkeypatch, tmp_path, rng, device, kind: str):
-    monkeypatch.setattr("treadle_worker.cuda_graphs.SHORTEST_KEYS", 64)
+    monkeypatch.setattr("treadle_worker.cuda.graphs.SHORTEST_KEYS", 64)
     _, seen = compare_replays(kind, tmp_path, rng, SdpaBackend(), device, CudaCapture(device))
     assert seen.worst < 2e-4
 
@@ -47,7 +47,7 @@ def test_replays_in_half_types_are_as_good(
     monkeypatch, tmp_path, rng, device, backend: str, dtype: torch.dtype
 ):
     """Heads of 64 elements, as the packages ask for, with a window in one layer and none in the others."""
-    monkeypatch.setattr("treadle_worker.cuda_graphs.SHORTEST_KEYS", 64)
+    monkeypatch.setattr("treadle_worker.cuda.graphs.SHORTEST_KEYS", 64)
     attends = SdpaBackend() if backend == "sdpa" else PACKAGES[installed(backend)].build(device)
     _, seen = compare_replays(
         "qwen2_window", tmp_path, rng, attends, device, CudaCapture(device), dtype=dtype, hidden_size=384

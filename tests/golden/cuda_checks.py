@@ -16,10 +16,10 @@ from tiny_models import VOCABULARY, make
 from treadle.nn.loader import load_model
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.block_manager import BlockManager
-from treadle_worker.cuda_attention import AttentionBackend
-from treadle_worker.cuda_graphs import Capture, DecodeGraphs
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_sdpa import SdpaBackend
+from treadle_worker.cuda.attention import AttentionBackend
+from treadle_worker.cuda.graphs import Capture, DecodeGraphs
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.sdpa import SdpaBackend
 from treadle_worker.engine import Engine
 from treadle_worker.engine_protocol import AddRequest, SamplingParams
 from treadle_worker.model_runner import ModelRunner

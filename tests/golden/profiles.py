@@ -11,8 +11,8 @@ from treadle.models.config import ModelConfig
 from treadle.nn.execution import Kernels, Quantization
 from treadle.nn.llama import LlamaForCausalLM
 from treadle.nn.loader import load_model
-from treadle_worker.cuda_backends import BackendName
-from treadle_worker.cuda_kv_cache import CudaKVCache
+from treadle_worker.cuda.backends import BackendName
+from treadle_worker.cuda.kv_cache import CudaKVCache
 from treadle_worker.kv_cache import CachePlan, KVCache
 
 CPU = torch.device("cpu")

@@ -24,9 +24,9 @@ from profiles import (
 from treadle.models.config import parse_config
 from treadle.nn.rope import RotaryEmbedding, rotate
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_flash_attn import FlashAttnBackend
-from treadle_worker.cuda_flashinfer import FlashInferBackend
-from treadle_worker.cuda_kv_cache import CudaKVCache
+from treadle_worker.cuda.flash_attn import FlashAttnBackend
+from treadle_worker.cuda.flashinfer import FlashInferBackend
+from treadle_worker.cuda.kv_cache import CudaKVCache
 from treadle_worker.kv_cache import begin_step
 
 

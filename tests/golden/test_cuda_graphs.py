@@ -16,11 +16,11 @@ from recorder import Recorder, Rerunner
 from tiny_models import make
 
 from treadle_worker.config import EngineConfig
-from treadle_worker.cuda_flash_attn import FlashAttnBackend
-from treadle_worker.cuda_flashinfer import FlashInferBackend
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_profile import activation_bytes
-from treadle_worker.cuda_sdpa import SdpaBackend
+from treadle_worker.cuda.flash_attn import FlashAttnBackend
+from treadle_worker.cuda.flashinfer import FlashInferBackend
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.profile import activation_bytes
+from treadle_worker.cuda.sdpa import SdpaBackend
 from treadle_worker.engine_loader import capture_graphs, load_engine
 from treadle_worker.engine_protocol import AddRequest, EngineStart, SamplingParams
 from treadle_worker.model_runner import ModelRunner
@@ -37,7 +37,7 @@ from treadle_worker.model_runner import ModelRunner
 def test_padded_replays_equal_eager_steps(monkeypatch, tmp_path, rng, kind: str, backend: str):
     monkeypatch.setitem(sys.modules, "flash_attn", FlashAttn())
     monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
-    monkeypatch.setattr("treadle_worker.cuda_graphs.SHORTEST_KEYS", 64)
+    monkeypatch.setattr("treadle_worker.cuda.graphs.SHORTEST_KEYS", 64)
     attends = {
         "sdpa": SdpaBackend,
         "flash_attn": FlashAttnBackend,

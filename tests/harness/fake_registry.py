@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from treadle.api.registry.v1 import deployment_pb2, registry_pb2
 from treadle.errors import NotFound, ResourceExhausted, Unavailable
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import KnownLease, Served
+from treadle_worker.models.leases import KnownLease, Served
 
 Change = registry_pb2.WatchModelsResponse
 

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from treadle_worker.block_manager import BlockManager
 from treadle_worker.config import EngineConfig
 from treadle_worker.convert import to_engine_status
-from treadle_worker.cuda_memory import MemoryWatch, read_memory
-from treadle_worker.cuda_profile import activation_bytes, largest_step
+from treadle_worker.cuda.memory import MemoryWatch, read_memory
+from treadle_worker.cuda.profile import activation_bytes, largest_step
 from treadle_worker.engine import Engine
 from treadle_worker.engine_loader import choose_num_blocks
 from treadle_worker.engine_protocol import DeviceMemory, EngineStart, EngineStats

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_kv_cache import CudaKVCache
+from treadle_worker.cuda.kv_cache import CudaKVCache
 
 Integers = npt.NDArray[np.int64]
 

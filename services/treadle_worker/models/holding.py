@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 from treadle.errors import FailedPrecondition, TreadleError
 from treadle_worker.config import EngineConfig
-from treadle_worker.configuration import complete, configured
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import LeaseKeeper, Served
-from treadle_worker.model_host import ModelHost
-from treadle_worker.registry import Registry
-from treadle_worker.wanted import Claim
+from treadle_worker.models.configuration import complete, configured
+from treadle_worker.models.leases import LeaseKeeper, Served
+from treadle_worker.models.model_host import ModelHost
+from treadle_worker.models.registry import Registry
+from treadle_worker.models.wanted import Claim
 
 logger = logging.getLogger(__name__)
 

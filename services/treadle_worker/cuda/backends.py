@@ -10,10 +10,10 @@ import torch
 
 from treadle.errors import FailedPrecondition
 from treadle.models.config import ModelConfig
-from treadle_worker.cuda_attention import AttentionBackend
-from treadle_worker.cuda_flash_attn import FlashAttnBackend
-from treadle_worker.cuda_flashinfer import FlashInferBackend
-from treadle_worker.cuda_sdpa import SdpaBackend
+from treadle_worker.cuda.attention import AttentionBackend
+from treadle_worker.cuda.flash_attn import FlashAttnBackend
+from treadle_worker.cuda.flashinfer import FlashInferBackend
+from treadle_worker.cuda.sdpa import SdpaBackend
 
 BackendName = Literal["auto", "sdpa", "flash_attn", "flashinfer"]
 _log = logging.getLogger(__name__)

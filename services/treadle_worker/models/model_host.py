@@ -14,11 +14,11 @@ from treadle_worker.config import EngineConfig
 from treadle_worker.engine_protocol import Ready
 from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
-from treadle_worker.loading import load
 from treadle_worker.metrics import ModelMetrics
-from treadle_worker.obtaining import Obtain, obtained, where_it_lies
+from treadle_worker.models.loading import load
+from treadle_worker.models.obtaining import Obtain, obtained, where_it_lies
+from treadle_worker.models.warm_up import warm_up
 from treadle_worker.resident_memory import resident_bytes
-from treadle_worker.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from treadle_worker.jobs import Artifact
-from treadle_worker.leases import Leases
+from treadle_worker.models.leases import Leases
 
 
 class Registry(Leases, Protocol):

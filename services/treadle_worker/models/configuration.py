@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from treadle.deployments import ServingConfiguration
 from treadle.errors import FailedPrecondition
 from treadle_worker.config import EngineConfig
-from treadle_worker.wanted import Claim
+from treadle_worker.models.wanted import Claim
 
 
 def configured(config: EngineConfig, wanted: ServingConfiguration) -> EngineConfig:

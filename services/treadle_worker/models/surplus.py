@@ -6,9 +6,9 @@ from redis.asyncio import Redis
 
 from treadle.deployments import Deployment
 from treadle.errors import TreadleError
-from treadle_worker.holding import Holding
-from treadle_worker.registry import Registry
-from treadle_worker.retirement import another_ready
+from treadle_worker.models.holding import Holding
+from treadle_worker.models.registry import Registry
+from treadle_worker.models.retirement import another_ready
 
 
 class Surplus:

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_attention import Attend, Planned
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_step import HostRows, RowBuffers, Staging
+from treadle_worker.cuda.attention import Attend, Planned
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.step import HostRows, RowBuffers, Staging
 
 MAX_KEYS = 1 << 17
 """Keys that are gathered at once, unless one piece has more: with 8 heads of 128 in bfloat16, 512 MiB."""

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from treadle_worker.wanted import Claim
+from treadle_worker.models.wanted import Claim
 
 LOOK_EVERY_S = 1.0
 _FIRST_PAUSE_S = 1.0

@@ -15,8 +15,8 @@ from torch import Tensor
 from treadle.nn.attention import heads_of
 from treadle.nn.linear import RMSNorm
 from treadle_worker.batch import ScheduledChunk, opened_blocks
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_step import HostRows, Places, RowBuffers, Staging, to_device
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.step import HostRows, Places, RowBuffers, Staging, to_device
 
 Attend = Callable[[int, Tensor], Tensor]
 """(layer, queries [T, H, D]) to [T, H, D]; the layer's keys and values of the step are written."""

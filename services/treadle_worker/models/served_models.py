@@ -11,17 +11,17 @@ from redis.asyncio import Redis
 from treadle.deployments import Deployment, KnownModels, ModelWatch, ServingConfiguration
 from treadle.errors import FailedPrecondition, TreadleError
 from treadle_worker.config import EngineConfig, WorkerConfig
-from treadle_worker.configuration import complete, filled
 from treadle_worker.engine_protocol import Ready
-from treadle_worker.holding import Holding
 from treadle_worker.jobs import Artifact
-from treadle_worker.model_host import ModelHost
-from treadle_worker.names import NamedModels
-from treadle_worker.registry import Registry
-from treadle_worker.retirement import retire
-from treadle_worker.surplus import Surplus
-from treadle_worker.taking_up import TakingUp
-from treadle_worker.wanted import Claim, to_take_up, wanted
+from treadle_worker.models.configuration import complete, filled
+from treadle_worker.models.holding import Holding
+from treadle_worker.models.model_host import ModelHost
+from treadle_worker.models.names import NamedModels
+from treadle_worker.models.registry import Registry
+from treadle_worker.models.retirement import retire
+from treadle_worker.models.surplus import Surplus
+from treadle_worker.models.taking_up import TakingUp
+from treadle_worker.models.wanted import Claim, to_take_up, wanted
 
 logger = logging.getLogger(__name__)
 

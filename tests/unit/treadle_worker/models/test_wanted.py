@@ -7,8 +7,8 @@ import pytest
 from treadle.deployments import Deployment, KnownModels, ServingConfiguration, Target
 from treadle.errors import FailedPrecondition
 from treadle_worker.config import EngineConfig
-from treadle_worker.configuration import complete, configured
-from treadle_worker.wanted import Claim, to_take_up, wanted
+from treadle_worker.models.configuration import complete, configured
+from treadle_worker.models.wanted import Claim, to_take_up, wanted
 
 A, B = Target("sha256:a"), Target("sha256:b", ServingConfiguration(quantization="int8"))
 

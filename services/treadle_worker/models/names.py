@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from treadle.deployments import ModelWatch
 from treadle.errors import NotFound, TreadleError
 from treadle_worker.jobs import Artifact
-from treadle_worker.registry import Registry
-from treadle_worker.wanted import is_digest
+from treadle_worker.models.registry import Registry
+from treadle_worker.models.wanted import is_digest
 
 logger = logging.getLogger(__name__)
 

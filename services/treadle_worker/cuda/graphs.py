@@ -19,11 +19,11 @@ from torch import Tensor
 
 from treadle.nn.llama import LlamaForCausalLM
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_attention import CudaAttention, RowAttention, clear_opened
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_memory import drop_workspaces
-from treadle_worker.cuda_sdpa import MAX_KEYS
-from treadle_worker.cuda_step import HostRows, RowBuffers, num_blocks
+from treadle_worker.cuda.attention import CudaAttention, RowAttention, clear_opened
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.memory import drop_workspaces
+from treadle_worker.cuda.sdpa import MAX_KEYS
+from treadle_worker.cuda.step import HostRows, RowBuffers, num_blocks
 
 SHORTEST_KEYS = 512
 """Keys of the narrowest graph, where graphs go by width."""

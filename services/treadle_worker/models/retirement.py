@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from treadle.errors import TreadleError
 from treadle.queue import lanes, workers
-from treadle_worker.model_host import ModelHost
+from treadle_worker.models.model_host import ModelHost
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from attention_packages import FLASHINFER, FlashAttn
 from treadle.errors import FailedPrecondition
 from treadle.models.config import ModelConfig, parse_config
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_backends import PACKAGES, choose_backend
-from treadle_worker.cuda_flashinfer import FlashInferBackend
-from treadle_worker.cuda_graphs import row_buckets, width_buckets
-from treadle_worker.cuda_sdpa import MAX_KEYS, MAX_SCORES, group_pieces, split
+from treadle_worker.cuda.backends import PACKAGES, choose_backend
+from treadle_worker.cuda.flashinfer import FlashInferBackend
+from treadle_worker.cuda.graphs import row_buckets, width_buckets
+from treadle_worker.cuda.sdpa import MAX_KEYS, MAX_SCORES, group_pieces, split
 from treadle_worker.kv_cache import CachePlan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from treadle.models.config import ModelConfig
 from treadle_worker.batch import ScheduledChunk
-from treadle_worker.cuda_attention import Attend, Planned
-from treadle_worker.cuda_kv_cache import CudaKVCache
-from treadle_worker.cuda_step import HostRows, RowBuffers, Staging, num_blocks
+from treadle_worker.cuda.attention import Attend, Planned
+from treadle_worker.cuda.kv_cache import CudaKVCache
+from treadle_worker.cuda.step import HostRows, RowBuffers, Staging, num_blocks
 
 WORKSPACE_BYTES = 128 << 20
 """What its documentation recommends."""

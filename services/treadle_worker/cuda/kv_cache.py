@@ -14,7 +14,7 @@ from treadle.models.config import ModelConfig
 from treadle.nn.rope import RotaryEmbedding
 
 if TYPE_CHECKING:
-    from treadle_worker.cuda_attention import AttentionBackend
+    from treadle_worker.cuda.attention import AttentionBackend
 
 RESERVED_BLOCKS = 2
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from treadle.errors import FailedPrecondition, NotFound, Unavailable
-from treadle_worker.holding import Holding
-from treadle_worker.served_models import ServedModels
+from treadle_worker.models.holding import Holding
+from treadle_worker.models.served_models import ServedModels
 
 _LOOK_EVERY_S = 0.1
 

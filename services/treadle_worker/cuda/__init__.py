@@ -1,0 +1,1 @@
+"""What the engine does otherwise on CUDA."""
