@@ -84,15 +84,13 @@ def import_(
     """
     if if_missing and not alias:
         raise invalid_field("if_missing", "--if-missing asks by the name: give it with --alias")
-    wanted = with_hub_options(
-        ModelSource.parse(source), HubOptions(revision, variant, gguf_file, local_files_only=offline)
-    )
     address = registry_address(registry)
     # What is there already may have lost its source since.
     if if_missing and (known := run_until_interrupted(_known(address, alias))):
         result_console().print(f"{known.digest}  {alias} (the store had it before)")
         return
-    run_until_interrupted(_import(address, wanted, alias))
+    options = HubOptions(revision, variant, gguf_file, local_files_only=offline)
+    run_until_interrupted(_import(address, with_hub_options(ModelSource.parse(source), options), alias))
 
 
 async def _known(address: str, alias: str) -> Artifact | None:
