@@ -16,9 +16,9 @@ from waiting import until
 from treadle.errors import FailedPrecondition, NotFound
 from treadle.models.profile import ServingProfile
 from treadle.queue.workers import heartbeats
-from treadle_worker.models import retirement
 from treadle_worker.config import EngineConfig, WorkerConfig
 from treadle_worker.jobs import Artifact
+from treadle_worker.models import retirement
 from treadle_worker.worker import Worker
 
 LEASE_S = 1.5

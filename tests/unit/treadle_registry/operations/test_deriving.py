@@ -367,6 +367,20 @@ def test_a_parent_that_is_deleted_meanwhile(store: Store, tmp_path: Path):
     assert "DELETED" in ends
 
 
+def test_an_artifact_of_a_newer_release_is_in_nobodys_way(store: Store, parent: Published, tmp_path: Path):
+    other = import_source(store, LocalSource("folder", str(write_model(tmp_path / "other", seed=7))))
+    path = other.canonical_folder.parent / "manifest.json"
+    raw = json.loads(path.read_text())
+    versions = [key for key in raw if "version" in key or "format" in key]
+    assert versions
+    path.unlink()
+    path.write_text(json.dumps(raw | dict.fromkeys(versions, 999)))
+    with pytest.raises(FailedPrecondition) as refused:
+        store.get(other.manifest.digest)
+    assert refused.value.reason == "NEWER_MANIFEST"
+    assert store.is_whole(derive(store, parent.manifest.digest, QUANTISED[0]))
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(
     store: Store, parent: Published, merge: Derivation, monkeypatch: pytest.MonkeyPatch
 ):
