@@ -96,7 +96,10 @@ class Registry:
         beside what the call raises.
         """
 
+        asked_at = self.rollouts.clock()
+
         def run() -> _T:
+            self.rollouts.asked_at = asked_at
             with disk_errors("the registry's database"):
                 return call(*args, **kwargs)
 

@@ -133,9 +133,10 @@ class Transfers:
             begin = partial(self._uploads.begin, first.digest, first.total_bytes, first.offset, to_come)
             arriving = await acquire(self._threads, begin, _close)
             try:
-                await accepted()
                 if arriving is None:
+                    # An end that comes while the client sends could be lost to it: it is not to send.
                     return (await self.arrived(first.digest)).size
+                await accepted()
                 return await self._take(arriving, first, chunks)
             finally:
                 self._to_come.pop(first.digest, None)

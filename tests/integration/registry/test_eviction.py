@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from treadle_registry.operations.job import Outcome
 from treadle_registry.operations.job_runner import JobProcess
 from treadle_registry.operations.progress import Report
 from treadle_registry.registry import Registry
-from treadle_registry.rollout.leasing import Leasing
+from treadle_registry.rollout.leasing import LeaseRequest, Leasing
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
@@ -193,6 +194,44 @@ async def test_a_download_is_a_use(tmp_path: Path, models: Models):
         dry = await client.call("EvictArtifacts", dry_run=True)
         assert [fate.artifact_digest for fate in dry.evictions] == order
     print(f"{sum(received)} bytes were sent, which is a use")
+
+
+async def test_who_renews_in_time_is_not_too_late_because_the_disk_was_busy(tmp_path: Path):
+    store = Store.open(tmp_path / "store")
+    held, other = (
+        import_source(store, LocalSource("folder", str(write_model(tmp_path / f"m{seed}", seed=seed))))
+        for seed in range(2)
+    )
+    registry = await Registry.open(tmp_path / "store")
+    now = registry.rollouts.clock()
+    registry.rollouts.clock = lambda: now
+    eviction = Eviction(registry, quota=0, unknown_s=0)
+    free = threading.Event()
+    try:
+        request = LeaseRequest(held.manifest.digest, "job-7", time_to_live_s=10.0)
+        leased = await registry.in_thread(registry.leasing.acquire, request)
+        now += 9.0
+        calls = [
+            asyncio.ensure_future(call)
+            for call in (
+                registry.in_thread(free.wait, 60.0),
+                eviction.evict(0),
+                registry.in_thread(registry.leasing.renew, leased.lease_id, None, None),
+            )
+        ]
+        # Each has made its call by then.
+        await asyncio.sleep(0)
+        now += 60.0
+        free.set()
+        waited, plan, renewed = await asyncio.gather(*calls)
+        assert waited
+        assert plan.going == [other.manifest.digest]
+        assert renewed.deadline == now + 10.0
+        now += 10.0
+        assert (await eviction.evict(0)).going == [held.manifest.digest]
+    finally:
+        free.set()
+        await registry.close()
 
 
 async def test_what_a_derivation_is_made_of_stays_until_it_ends(
