@@ -183,14 +183,19 @@ class Eviction:
                 extra={"quota": self._quota, "bytes": plan.bytes_after},
             )
 
-    async def make_room_on_disk(self, needed_bytes: int) -> None:
-        """Evicts what the disk lacks of so many bytes, where there is a quota; what cannot be is logged."""
+    async def make_room_on_disk(self, needed_bytes: int) -> bool:
+        """Evicts what the disk lacks of so many bytes, where there is a quota; whether anything went.
+
+        What cannot be evicted is logged.
+        """
         if not self._quota:
-            return
+            return False
         lacking = needed_bytes - await self._registry.in_thread(self._free_bytes)
-        if lacking > 0:
-            now = await self.evict(dry_run=True)
-            await self._tried(max(0, now.bytes_before - lacking), "")
+        if lacking <= 0:
+            return False
+        now = await self.evict(dry_run=True)
+        plan = await self._tried(max(0, now.bytes_before - lacking), "")
+        return plan is not None and bool(plan.going)
 
     async def _tried(self, target: int, spared: str) -> EvictionPlan | None:
         try:

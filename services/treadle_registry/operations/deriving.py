@@ -216,6 +216,7 @@ class _Derivation:
             raise ResourceExhausted(
                 f"the derived model has {needed} bytes and the store's disk {free} free; free some space",
                 reason="DISK_FULL",
+                metadata={"needed_bytes": str(needed)},
             )
 
     def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> None:

@@ -189,23 +189,33 @@ class Operations:
         return contextlib.nullcontext()
 
     async def _work(self, operation: Operation) -> Outcome:
-        job = operation.request.job
-        process = JobProcess(self._registry.store.root, job)
+        """Runs the job, anew for as long as the disk is full and room can be made on it."""
+        while True:
+            try:
+                return await self._once(operation)
+            except ResourceExhausted as error:
+                if error.reason != "DISK_FULL" or not await self._made_room(operation, error):
+                    raise
+                logger.info("room was made, the job is run again", extra={"operation": operation.name})
+
+    async def _made_room(self, operation: Operation, error: ResourceExhausted) -> bool:
+        # What the job has left takes room, too.
+        await self._registry.in_thread(self._registry.store.sweep)
+        # What was copied, and what was to be made of it, where the job did not say what it needs.
+        needed = int(error.metadata.get("needed_bytes", 2 * operation.progress.total_bytes))
+        return await self._eviction.make_room_on_disk(needed)
+
+    async def _once(self, operation: Operation) -> Outcome:
+        process = JobProcess(self._registry.store.root, operation.request.job)
         self.processes[operation.name] = process
-        brings_in = isinstance(job, ImportJob) and not job.validate_only
-        making_room: list[asyncio.Task[None]] = []
 
         def report(progress: Progress) -> None:
             operation.progress = progress
-            if brings_in and progress.total_bytes and not making_room:
-                room = self._eviction.make_room_on_disk(progress.total_bytes)
-                making_room.append(asyncio.create_task(room, name=f"room for {operation.name}"))
 
         try:
             return await process.run(report)
         finally:
             del self.processes[operation.name]
-            await asyncio.gather(*making_room, return_exceptions=True)
 
     async def _adopt(self, operation: Operation, done: Outcome) -> None:
         """An artifact is in the store: from here on the job is not called off any more."""
