@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from treadle.errors import DataLoss, NotFound, TreadleError, Unavailable
+from treadle.errors import DataLoss, FailedPrecondition, NotFound, TreadleError, Unavailable
 from treadle_registry.registry import Registry
 from treadle_registry.store.blob_use import BlobUse, Share
 
@@ -150,7 +150,7 @@ class Eviction:
                 retry_after_s=unknown_s,
             )
         registry.leasing.lapse()
-        last_uses = registry.last_uses()
+        last_uses = registry.uses.last()
         held = registry.rollouts.held()
         if spared in last_uses:
             held.setdefault(spared, []).append("just imported")
@@ -167,7 +167,7 @@ class Eviction:
         for digest in digests:
             try:
                 shares[digest] = Share.of(self._registry.readings.read(digest).manifest)
-            except (DataLoss, NotFound) as error:
+            except (DataLoss, NotFound, FailedPrecondition) as error:
                 # Its files are not known: it neither counts nor goes.
                 logger.error("an artifact is left out", extra={"artifact": digest, "reason": error.message})
         return shares
@@ -183,18 +183,25 @@ class Eviction:
                 extra={"quota": self._quota, "bytes": plan.bytes_after},
             )
 
-    async def make_room_on_disk(self, needed_bytes: int) -> None:
-        """Evicts what the disk lacks of so many bytes, where there is a quota; what cannot be is logged."""
+    async def make_room_on_disk(self, needed_bytes: int) -> bool:
+        """Evicts what the disk lacks of so many bytes, where there is a quota; whether anything went.
+
+        What cannot be evicted is logged.
+        """
         if not self._quota:
-            return
+            return False
         lacking = needed_bytes - await self._registry.in_thread(self._free_bytes)
-        if lacking > 0:
-            now = await self.evict(dry_run=True)
-            await self._tried(max(0, now.bytes_before - lacking), "")
+        if lacking <= 0:
+            return False
+        now = await self.evict(dry_run=True)
+        plan = await self._tried(max(0, now.bytes_before - lacking), "")
+        return plan is not None and bool(plan.going)
 
     async def _tried(self, target: int, spared: str) -> EvictionPlan | None:
         try:
             return await self.evict(target, spared=spared)
         except TreadleError as error:
             logger.warning("no room could be made", extra={"reason": error.reason, "cause": error.message})
-            return None
+        except Exception:
+            logger.exception("no room could be made")
+        return None

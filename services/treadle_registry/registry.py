@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -27,6 +27,7 @@ from treadle_registry.rollout.rollouts import Rollouts
 from treadle_registry.store.readings import Readings
 from treadle_registry.store.staging import disk_errors
 from treadle_registry.store.store import Published, Store
+from treadle_registry.uses import Uses
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,17 @@ class Registry:
     """Artifacts, aliases, deployments and leases. Made by `open`, ended by `close`."""
 
     def __init__(
-        self, readings: Readings, rollouts: Rollouts, changes: ChangeLog, thread: ThreadPoolExecutor
+        self,
+        readings: Readings,
+        rollouts: Rollouts,
+        uses: Uses,
+        changes: ChangeLog,
+        thread: ThreadPoolExecutor,
     ) -> None:
         self.store, self.readings = readings.store, readings
         self.catalog, self.rollouts, self.changes = rollouts.catalog, rollouts, changes
         self.deploying, self.leasing = Deploying(rollouts), Leasing(rollouts, self._compute_digest)
-        self._uses: dict[str, float] = {}
+        self.uses = uses
         self._thread = thread
 
     @classmethod
@@ -58,13 +64,14 @@ class Registry:
         def publish(news: Sequence[Change]) -> None:
             loop.call_soon_threadsafe(changes.add, news)
 
-        def prepare() -> tuple[Readings, Rollouts]:
+        def prepare() -> tuple[Readings, Rollouts, Uses]:
             with disk_errors("the registry's database"):
                 readings = Readings(Store.open(folder), capacity=_KEPT_READINGS)
                 catalog = Catalog(folder)
                 found = _readable(readings.read, readings.store.digests())
                 catalog.artifacts.index({one.manifest.digest: one.manifest.create_time for one in found})
-                return readings, Rollouts(catalog, publish=publish)
+                uses = Uses(catalog.artifacts, partial(_files, readings.read))
+                return readings, Rollouts(catalog, publish=publish), uses
 
         try:
             return cls(*await loop.run_in_executor(thread, prepare), changes, thread)
@@ -89,7 +96,10 @@ class Registry:
         beside what the call raises.
         """
 
+        asked_at = self.rollouts.clock()
+
         def run() -> _T:
+            self.rollouts.asked_at = asked_at
             with disk_errors("the registry's database"):
                 return call(*args, **kwargs)
 
@@ -102,7 +112,7 @@ class Registry:
         published = self.readings.recent(digest)
         if published is None:
             published = await self.in_thread(self._artifact, digest)
-        self.touch(digest)
+        self.uses.touch(digest)
         return published, alias
 
     def _artifact(self, digest: str) -> Published:
@@ -117,25 +127,9 @@ class Registry:
         assert digests is not None, "an artifact in the store has digests"
         return digests.compute
 
-    def touch(self, digest: str) -> None:
-        """Says that an artifact was used just now; written by `keep_uses`, many at once."""
-        self._uses[digest] = time.time()
-
-    def last_uses(self) -> dict[str, float]:
-        """When every artifact was used last; in the registry's thread alone."""
-        kept = self.catalog.artifacts.last_uses()
-        return kept | {digest: use for digest, use in self._uses.copy().items() if digest in kept}
-
     async def keep_uses(self) -> None:
         """Writes when artifacts were used last."""
-        uses, self._uses = self._uses, {}
-        if not uses:
-            return
-        try:
-            await self.in_thread(self.catalog.artifacts.used, uses)
-        except BaseException:
-            self._uses = uses | self._uses
-            raise
+        await self.in_thread(self.uses.keep)
 
     async def artifacts(self, size: int, token: str) -> tuple[list[Published], str]:
         """A page of artifacts by digest, and the next page's token."""
@@ -211,11 +205,44 @@ class Registry:
                 raise Aborted(
                     "the artifact was deleted before the import ended; import it again", reason="DELETED"
                 ) from None
-            self.catalog.artifacts.add(digest, time.time())
+            self.uses.add(digest)
             if alias:
-                self.deploying.set_alias(alias, digest)
+                self._name(alias, digest)
 
         await self.in_thread(take)
+
+    def _name(self, alias: str, digest: str) -> None:
+        """Names what was just brought in; an error says that it is there all the same."""
+        try:
+            self.deploying.set_alias(alias, digest)
+        except TreadleError as error:
+            raise type(error)(
+                f"the model is in the store as {digest}, but {alias!r} does not name it: {error.message}",
+                reason=error.reason,
+                fields=error.fields,
+                retry_after_s=error.retry_after_s,
+                metadata=error.metadata | {"artifact_digest": digest},
+            ) from error
+
+    async def adopt_strays(self) -> None:
+        """Takes into the index what the store has beside it: published by a job that was killed then."""
+
+        def take() -> None:
+            known = self.catalog.artifacts.last_uses()
+            strays = [digest for digest in self.store.digests() if digest not in known]
+            for published in _readable(self.readings.read, strays):
+                self.uses.add(published.manifest.digest)
+
+        await self.in_thread(take)
+
+
+def _files(read: Callable[[str], Published], digest: str) -> frozenset[str]:
+    """The digests of an artifact's files; none where its manifest cannot be read."""
+    try:
+        manifest = read(digest).manifest
+    except (DataLoss, NotFound, FailedPrecondition):
+        return frozenset()
+    return frozenset(file.digest for file in (*manifest.files, *manifest.source_files))
 
 
 def _readable(read: Callable[[str], Published], digests: Iterable[str]) -> list[Published]:

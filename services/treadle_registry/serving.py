@@ -47,6 +47,7 @@ async def serving(
         max_uploads=config.max_uploads,
         max_downloads=config.max_downloads,
         max_upload_bytes=config.max_upload_bytes,
+        used=registry.uses.touch_file,
     )
     try:
         interrupted = await operations.recover()

@@ -53,8 +53,17 @@ class DownloadChunk:
 class Transfers:
     """All transfers of one registry. `running` sweeps up what nobody comes back for."""
 
-    def __init__(self, store: Store, *, max_uploads: int, max_downloads: int, max_upload_bytes: int) -> None:
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_uploads: int,
+        max_downloads: int,
+        max_upload_bytes: int,
+        used: Callable[[str], None],
+    ) -> None:
+        """`used` is told of every file that is sent, as long as it is."""
+        self._store, self._used = store, used
         self._uploads = Uploads(store, max_upload_bytes)
         self._max = {"upload": max_uploads, "download": max_downloads}
         self._now = {"upload": 0, "download": 0}
@@ -124,9 +133,10 @@ class Transfers:
             begin = partial(self._uploads.begin, first.digest, first.total_bytes, first.offset, to_come)
             arriving = await acquire(self._threads, begin, _close)
             try:
-                await accepted()
                 if arriving is None:
+                    # An end that comes while the client sends could be lost to it: it is not to send.
                     return (await self.arrived(first.digest)).size
+                await accepted()
                 return await self._take(arriving, first, chunks)
             finally:
                 self._to_come.pop(first.digest, None)
@@ -183,6 +193,7 @@ class Transfers:
                     )
                 while True:
                     data = await run_blocking(self._threads, _read, descriptor, at, total, digest)
+                    self._used(digest)
                     yield DownloadChunk(at, data, total)
                     at += len(data)
                     if at == total:

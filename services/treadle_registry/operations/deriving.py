@@ -92,7 +92,7 @@ def _made_before(store: Store, parent_digest: str, derivation: Derivation) -> Pu
     for digest in store.digests():
         try:
             known = store.get(digest)
-        except (NotFound, DataLoss):
+        except (NotFound, DataLoss, FailedPrecondition):
             # Gone meanwhile, or another's manifest that cannot be read: neither is this one's.
             continue
         manifest = known.manifest
@@ -216,6 +216,7 @@ class _Derivation:
             raise ResourceExhausted(
                 f"the derived model has {needed} bytes and the store's disk {free} free; free some space",
                 reason="DISK_FULL",
+                metadata={"needed_bytes": str(needed)},
             )
 
     def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> None:

@@ -154,4 +154,5 @@ def _check_room(store: Store, source_bytes: int) -> None:
         raise ResourceExhausted(
             f"the model has {source_bytes} bytes and the store's disk {free} free; free some space first",
             reason="DISK_FULL",
+            metadata={"needed_bytes": str(source_bytes)},
         )

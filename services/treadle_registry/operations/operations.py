@@ -24,6 +24,7 @@ from treadle_registry.catalog.operations import StoredOperation
 from treadle_registry.eviction import Eviction
 from treadle_registry.names import check_alias
 from treadle_registry.operations.job import (
+    DeriveJob,
     Imported,
     ImportJob,
     Job,
@@ -33,9 +34,10 @@ from treadle_registry.operations.job import (
     job_from_json,
     job_to_json,
 )
+from treadle_registry.operations.job_lease import leased
 from treadle_registry.operations.job_runner import JobProcess
 from treadle_registry.operations.progress import Progress, Stage
-from treadle_registry.pages import LAST, next_token, page_size, read_token
+from treadle_registry.pages import LAST, page_of, page_size, read_token
 from treadle_registry.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 _RETRY_AFTER_S = 5.0
 _MAX_REQUEST_ID = 128
 _PREFIX = "operations/"
+LISTING = "operations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +166,7 @@ class Operations:
     async def _run(self, operation: Operation) -> None:
         """Waits for its turn, runs the child, and makes the end known."""
         try:
-            async with self._turn:
+            async with self._parent(operation), self._turn:
                 outcome = await self._work(operation)
         except TreadleError as error:
             await self._end(operation, error)
@@ -173,30 +176,46 @@ class Operations:
                 called_off = Cancelled("the operation was cancelled", reason="CANCELLED_BY_CLIENT")
                 await self._end(operation, called_off)
             raise
-        except Exception:
-            logger.exception("an operation failed", extra={"operation": operation.name})
-            await self._end(operation, Internal("the operation failed; the registry's log has the details"))
+        except Exception as error:
+            await self._end(operation, _our_fault(operation, error))
         else:
             await self._adopt(operation, outcome)
 
-    async def _work(self, operation: Operation) -> Outcome:
+    def _parent(self, operation: Operation) -> contextlib.AbstractAsyncContextManager[None]:
+        """Holds what a derivation is made of."""
         job = operation.request.job
-        process = JobProcess(self._registry.store.root, job)
+        if isinstance(job, DeriveJob):
+            return leased(self._registry, job.parent_digest, operation.name)
+        return contextlib.nullcontext()
+
+    async def _work(self, operation: Operation) -> Outcome:
+        """Runs the job, anew for as long as the disk is full and room can be made on it."""
+        while True:
+            try:
+                return await self._once(operation)
+            except ResourceExhausted as error:
+                if error.reason != "DISK_FULL" or not await self._made_room(operation, error):
+                    raise
+                logger.info("room was made, the job is run again", extra={"operation": operation.name})
+
+    async def _made_room(self, operation: Operation, error: ResourceExhausted) -> bool:
+        # What the job has left takes room, too.
+        await self._registry.in_thread(self._registry.store.sweep)
+        # What was copied, and what was to be made of it, where the job did not say what it needs.
+        needed = int(error.metadata.get("needed_bytes", 2 * operation.progress.total_bytes))
+        return await self._eviction.make_room_on_disk(needed)
+
+    async def _once(self, operation: Operation) -> Outcome:
+        process = JobProcess(self._registry.store.root, operation.request.job)
         self.processes[operation.name] = process
-        brings_in = isinstance(job, ImportJob) and not job.validate_only
-        making_room: list[asyncio.Task[None]] = []
 
         def report(progress: Progress) -> None:
             operation.progress = progress
-            if brings_in and progress.total_bytes and not making_room:
-                room = self._eviction.make_room_on_disk(progress.total_bytes)
-                making_room.append(asyncio.create_task(room, name=f"room for {operation.name}"))
 
         try:
             return await process.run(report)
         finally:
             del self.processes[operation.name]
-            await asyncio.gather(*making_room, return_exceptions=True)
 
     async def _adopt(self, operation: Operation, done: Outcome) -> None:
         """An artifact is in the store: from here on the job is not called off any more."""
@@ -207,6 +226,8 @@ class Operations:
                 await self._registry.adopt(done, operation.request.alias)
             except TreadleError as error:
                 outcome = error
+            except Exception as error:
+                outcome = _our_fault(operation, error)
             await self._eviction.make_room(spared=done.manifest.digest)
         await self._end(operation, outcome)
 
@@ -225,21 +246,31 @@ class Operations:
         try:
             await self._keep_end(operation, text)
             if isinstance(outcome, TreadleError):
-                with contextlib.suppress(FailedPrecondition):
-                    await self._registry.in_thread(self._registry.store.sweep)
+                await self._clean_up(operation)
         finally:
             operation.ended.set()
             self._live.pop(operation.name, None)
             self._tasks.pop(operation.name, None)
 
+    async def _clean_up(self, operation: Operation) -> None:
+        """Removes what the job left, and adopts what it had published before it was killed."""
+        try:
+            await self._registry.in_thread(self._registry.store.sweep)
+            await self._registry.adopt_strays()
+        except Exception as error:
+            # The next start of the registry does the same.
+            logger.warning(
+                "what a job left stays for now", extra={"operation": operation.name, "cause": str(error)}
+            )
+
     async def _keep_end(self, operation: Operation, text: str) -> None:
         """Writes how it ended, or remembers that while that is impossible: whoever waits must hear of it."""
         try:
             await self._registry.in_thread(self._registry.catalog.operations.finish, operation.name, text)
-        except (ResourceExhausted, FailedPrecondition) as error:
+        except Exception as error:
             logger.error(
                 "how an operation ended cannot be kept",
-                extra={"operation": operation.name, "cause": error.message},
+                extra={"operation": operation.name, "cause": str(error)},
             )
             self._unkept[operation.name] = operation
             while len(self._unkept) > self._kept:
@@ -263,12 +294,12 @@ class Operations:
                 await asyncio.wait_for(operation.ended.wait(), timeout_s)
         return operation
 
-    async def list(self, size: int, token: str) -> tuple[list[Operation], str]:
-        """A page of operations, newest first, and the next page's token."""
-        limit, before = page_size(size), int(read_token(token, "operations", LAST))
+    async def list(self, size: int, token: str) -> tuple[list[tuple[int, Operation]], str]:
+        """A page of operations, newest first, by numbers that fall, and the next page's token."""
+        limit, before = page_size(size), int(read_token(token, LISTING, LAST))
         rows = await self._registry.in_thread(self._registry.catalog.operations.page, before, limit + 1)
-        page = [self._known(stored.name) or _revive(stored) for _, stored in rows[:limit]]
-        return page, next_token("operations", rows[limit - 1][0]) if len(rows) > limit else ""
+        page, following = page_of(rows, limit, LISTING, lambda row: row[0])
+        return [(number, self._known(stored.name) or _revive(stored)) for number, stored in page], following
 
     async def cancel(self, name: str) -> None:
         """Kills the job unless it has ended or is all but done; raises NotFound."""
@@ -287,6 +318,12 @@ class Operations:
             raise FailedPrecondition(f"{name} still runs; cancel it first", reason="OPERATION_RUNS")
         await self._registry.in_thread(self._registry.catalog.operations.delete, name)
         self._unkept.pop(name, None)
+
+
+def _our_fault(operation: Operation, error: Exception) -> Internal:
+    """For an exception that nobody foresaw."""
+    logger.error("an operation failed", exc_info=error, extra={"operation": operation.name})
+    return Internal("the operation failed; the registry's log has the details")
 
 
 def _revive(stored: StoredOperation) -> Operation:

@@ -107,6 +107,7 @@ def _fetch(store: Store, uploads: Uploads, remote: Remote, claimed: RemoteArtifa
         raise ResourceExhausted(
             f"{needed} bytes are to come and the store's disk has {free} free; free some space first",
             reason="DISK_FULL",
+            metadata={"needed_bytes": str(needed)},
         )
     meter = StageMeter(report, Stage.DOWNLOADING, sum(file.size for file in missing))
     uploads.prepare()

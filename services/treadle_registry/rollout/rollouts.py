@@ -7,6 +7,7 @@ on it is given, and an alias moves in the same transaction as the lease that say
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -31,6 +32,9 @@ class Rollouts:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.catalog, self.clock, self._publish = catalog, clock, publish
+        self.asked_at = math.inf
+        """When the call that runs now was made (monotonic): who asked in time is not too late because others
+        were before."""
         self.book = LeaseBook(catalog.leases.all(clock()))
         self._next_number = catalog.leases.next_number()
         self._deployments = {deployment.alias: deployment for deployment in catalog.deployments.all()}
@@ -82,7 +86,7 @@ class Rollouts:
     @contextlib.contextmanager
     def step(self) -> Iterator[Step]:
         """What the block changes is committed at its end, with the ends of leases that have lapsed."""
-        step = Step(self, self.book.lapsed(self.clock()))
+        step = Step(self, self.book.lapsed(min(self.clock(), self.asked_at)))
         yield step
         self._commit(step)
 

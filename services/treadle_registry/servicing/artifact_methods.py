@@ -16,6 +16,7 @@ from treadle_registry.servicing.convert_operations import (
     operation_to_proto,
     verification_from_proto,
 )
+from treadle_registry.servicing.page_bytes import page_in_bytes
 
 
 class ArtifactMethods(registry_pb2_grpc.RegistryServiceServicer):
@@ -45,9 +46,10 @@ class ArtifactMethods(registry_pb2_grpc.RegistryServiceServicer):
     ) -> registry_pb2.ListArtifactsResponse:
         """A page of artifacts."""
         page, token = await self._registry.artifacts(request.page_size, request.page_token)
-        return registry_pb2.ListArtifactsResponse(
-            artifacts=map(published_to_proto, page), next_page_token=token
+        artifacts, token = page_in_bytes(
+            page, token, "artifacts", lambda one: one.manifest.digest, published_to_proto
         )
+        return registry_pb2.ListArtifactsResponse(artifacts=artifacts, next_page_token=token)
 
     async def DeleteArtifact(
         self, request: registry_pb2.DeleteArtifactRequest, context: object

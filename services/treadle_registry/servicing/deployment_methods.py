@@ -8,8 +8,10 @@ from treadle.api.registry.v1 import deployment_pb2, registry_pb2, registry_pb2_g
 from treadle.errors import invalid_field
 from treadle_registry.pages import page_of, page_size, read_token
 from treadle_registry.registry import Registry
+from treadle_registry.rollout.status import DeploymentView
 from treadle_registry.servicing.convert import alias_to_proto
 from treadle_registry.servicing.convert_rollout import deployment_from_proto, deployment_to_proto
+from treadle_registry.servicing.page_bytes import page_in_bytes
 
 _MOST_STEPS = 1000
 
@@ -41,10 +43,9 @@ class DeploymentMethods(registry_pb2_grpc.RegistryServiceServicer):
         limit = page_size(request.page_size)
         after = str(read_token(request.page_token, "deployments", ""))
         rows = await self._registry.in_thread(self._registry.deploying.deployments, after, limit + 1)
-        page, token = page_of(rows, limit, "deployments", lambda view: view.deployment.alias)
-        return deployment_pb2.ListDeploymentsResponse(
-            deployments=map(deployment_to_proto, page), next_page_token=token
-        )
+        page, token = page_of(rows, limit, "deployments", _alias)
+        deployments, token = page_in_bytes(page, token, "deployments", _alias, deployment_to_proto)
+        return deployment_pb2.ListDeploymentsResponse(deployments=deployments, next_page_token=token)
 
     async def DeleteDeployment(
         self, request: deployment_pb2.DeleteDeploymentRequest, context: object
@@ -80,3 +81,7 @@ class DeploymentMethods(registry_pb2_grpc.RegistryServiceServicer):
             alias=alias_to_proto(promotion.alias) if promotion.alias else None,
             deployment=deployment_to_proto(promotion.deployment) if promotion.deployment else None,
         )
+
+
+def _alias(view: DeploymentView) -> str:
+    return view.deployment.alias

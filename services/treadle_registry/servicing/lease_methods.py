@@ -35,7 +35,7 @@ class LeaseMethods(registry_pb2_grpc.RegistryServiceServicer):
         if asked.serving is not None:
             current_principal().require(_WORKERS, "a lease that serves")
         lease = await self._registry.in_thread(self._registry.leasing.acquire, asked)
-        self._registry.touch(lease.digest)
+        self._registry.uses.touch(lease.digest)
         return lease_pb2.AcquireLeaseResponse(lease=lease_to_proto(lease, self._registry.rollouts.clock()))
 
     async def RenewLease(
@@ -50,7 +50,7 @@ class LeaseMethods(registry_pb2_grpc.RegistryServiceServicer):
         lease = await self._registry.in_thread(
             self._registry.leasing.renew, request.lease_id, time_to_live_s, serving
         )
-        self._registry.touch(lease.digest)
+        self._registry.uses.touch(lease.digest)
         return lease_pb2.RenewLeaseResponse(lease=lease_to_proto(lease, self._registry.rollouts.clock()))
 
     async def ReleaseLease(

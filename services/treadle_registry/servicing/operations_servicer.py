@@ -8,8 +8,9 @@ from google.longrunning import operations_pb2_grpc, operations_proto_pb2
 from google.protobuf import empty_pb2
 
 from treadle.errors import invalid_field
-from treadle_registry.operations.operations import Operations
+from treadle_registry.operations.operations import LISTING, Operations
 from treadle_registry.servicing.convert_operations import operation_to_proto
+from treadle_registry.servicing.page_bytes import page_in_bytes
 from treadle_registry.store.store import Store
 
 SERVICE_NAME = "google.longrunning.Operations"
@@ -37,10 +38,10 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):  # type: ignor
         if request.filter:
             raise invalid_field("filter", "is not supported; leave it out")
         page, token = await self._operations.list(request.page_size, request.page_token)
-        return operations_proto_pb2.ListOperationsResponse(
-            operations=[operation_to_proto(operation, self._store) for operation in page],
-            next_page_token=token,
+        operations, token = page_in_bytes(
+            page, token, LISTING, lambda row: row[0], lambda row: operation_to_proto(row[1], self._store)
         )
+        return operations_proto_pb2.ListOperationsResponse(operations=operations, next_page_token=token)
 
     async def WaitOperation(
         self, request: operations_proto_pb2.WaitOperationRequest, context: object

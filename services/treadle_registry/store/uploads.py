@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,7 +68,9 @@ class Uploads:
         """
         path = self.path(digest)
         with contextlib.suppress(FileNotFoundError):
-            return Arrived(path.stat().st_size, complete=True)
+            found = path.stat()
+            _begin_anew(path, found)
+            return Arrived(found.st_size, complete=True)
         with contextlib.suppress(OSError):
             blob = self._store.blob_path(digest)
             if file_digest(blob, heard) == digest:
@@ -143,6 +146,17 @@ class Uploads:
                 if path.stat().st_ctime < before:
                     swept += _removed(path)
         return swept
+
+
+def _begin_anew(path: Path, found: os.stat_result) -> None:
+    """Has the day begin anew that a file is kept, where that can be; raises FileNotFoundError."""
+    try:
+        # The mode that it has already: that sets the time at which `sweep` looks, and no other.
+        path.chmod(stat.S_IMODE(found.st_mode))
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return
 
 
 def _removed(path: Path) -> bool:

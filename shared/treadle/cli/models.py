@@ -70,7 +70,8 @@ def import_(
     """Bring a model into the store.
 
     The source is kept as it came, and a canonical form (bfloat16 safetensors) is made of it. Importing the
-    same model again costs a look.
+    same model again costs a look. A name that workers serve already does not move: the model is in the store
+    then, and `treadle models promote` has them take it up.
 
     Examples:
 

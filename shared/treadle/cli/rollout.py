@@ -19,17 +19,18 @@ async def wait_until_settled(client: RegistryClient, wanted: Deployment, timeout
     DeadlineExceeded; the rollout goes on in the registry.
     """
     report = Report(message_console())
-    last = wanted
+    last, there = wanted, False
     with report.live():
         try:
             async with asyncio.timeout(timeout_s):
                 async with contextlib.aclosing(client.watch_models()) as changes:
                     async for change in changes:
-                        if change.deleted_deployment == wanted.alias:
+                        there = there and not change.reset
+                        if change.deleted_deployment == wanted.alias or (change.complete and not there):
                             raise NotFound(f"the deployment of {wanted.alias!r} was deleted meanwhile")
                         if change.deployment is None or change.deployment.alias != wanted.alias:
                             continue
-                        last = change.deployment
+                        last, there = change.deployment, True
                         report.working(wanted.alias, "done" if last.settled else _progress(last), 0, 0)
                         _check(last, wanted)
                         if last.settled:
@@ -75,6 +76,7 @@ def _workers(deployment: Deployment, target: DeploymentTarget) -> tuple[int, int
         for status in own
         if asked.dtype in ("", status.configuration.dtype)
         and asked.quantization in ("", status.configuration.quantization)
+        and asked.cache_dtype in ("", status.configuration.cache_dtype or status.configuration.dtype)
     ]
     return (
         sum(status.loading_workers for status in own),

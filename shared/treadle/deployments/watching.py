@@ -59,6 +59,10 @@ class ModelWatch:
                         await self._take(change)
             except TreadleError as error:
                 self._say(error)
+            except Exception:
+                # Whoever follows must not be left behind for good; what it missed comes with the whole state.
+                logger.exception("a change of the registry's models could not be taken")
+                self._version = ""
             self.asked.set()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -93,7 +93,14 @@ class SmallDisk:
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[SmallDisk]:
-    """A registry on a small disk, with one model. Who is not root mounts in a user namespace of its own."""
+    """A registry on a small disk, with one model."""
+    async with small_disk(tmp_path) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def small_disk(tmp_path: Path, **settings: str) -> AsyncIterator[SmallDisk]:
+    """See `disk`. Who is not root mounts in a user namespace of its own."""
     (mount := tmp_path / "disk").mkdir()
     (port,) = free_ports(1)
     options = f"size={DISK_BYTES},nr_inodes={DISK_FILES}"
@@ -114,6 +121,7 @@ async def disk(tmp_path: Path) -> AsyncIterator[SmallDisk]:
         "TREADLE_REGISTRY_ADDRESS": f"127.0.0.1:{port}",
         "TREADLE_REGISTRY_METRICS_ADDRESS": "",
         "TREADLE_STORE": str(mount / "store"),
+        **settings,
     }
     log = tmp_path / "registry.log"
     with log.open("wb") as output:
@@ -171,6 +179,39 @@ async def succeeds(disk: SmallDisk, model: Path) -> None:
     digest = await disk.imported(model, "big")
     assert (await disk.registry.resolve("big")).digest == digest
     assert len(await disk.registry.artifacts()) == 2
+
+
+async def test_with_a_quota_what_was_used_least_recently_gives_way(tmp_path: Path):
+    """Whether the disk is too full for the copy, for what is made of it, or for a derivation."""
+    settings = {"TREADLE_REGISTRY_MAX_STORE_BYTES": str(1 << 40), "TREADLE_REGISTRY_LEASE_UNKNOWN_S": "0"}
+    sizes = {"hidden_size": 128, "intermediate_size": MODEL_BYTES // (3 * 128 * 4)}
+    folders = [write_model(tmp_path / f"model{seed}", seed=seed, **sizes) for seed in range(1, 5)]
+    async with small_disk(tmp_path, **settings) as disk:
+        kept = (await disk.registry.resolve("kept")).digest
+
+        async def has() -> set[str]:
+            return {one.digest for one in await disk.registry.artifacts()}
+
+        first, second = [await disk.imported(folder, "") for folder in folders[:2]]
+        assert disk.free() < size_of(folders[2])
+        third = await disk.imported(folders[2], "")
+        assert await has() == {kept, second, third}
+        with disk.filled(leave=size_of(folders[3]) + 1_000_000):
+            fourth = await disk.imported(folders[3], "")
+        assert await has() == {kept, third, fourth}
+        # With a lease of its own the parent stays, though it was used least recently.
+        with disk.filled(leave=100_000):
+            async for progress in disk.registry.convert(third, "float16"):
+                derived = progress.artifact
+        assert derived is not None
+        assert await has() == {kept, third, derived.digest}
+        print(f"{first[:19]}, {second[:19]} and {fourth[:19]} gave way")
+        # What is held does not: then the disk is full.
+        for number, digest in enumerate(await has()):
+            await disk.registry.set_alias(f"held{number}", digest)
+        with disk.filled(leave=100_000), pytest.raises(TreadleError) as caught:
+            await disk.imported(folders[0], "")
+        refused(caught.value)
 
 
 def size_of(folder: Path) -> int:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from google.rpc import code_pb2, status_pb2
-from pretended_worker import FAILED, LOADING, READY, becomes, deploy, lease
+from pretended_worker import FAILED, LOADING, READY, becomes, deploy, lease, serving
 from registry_stubs import RegistryStubs, open_registry, write_folder
 from waiting import until
 
+from treadle.cli.rollout import wait_until_settled
+from treadle.client import Deployment, DeploymentTarget, RegistryClient, ServingConfiguration
+from treadle.errors import FailedPrecondition, NotFound
 from treadle.process import child_command
 
 
@@ -120,6 +124,35 @@ async def test_a_rollout_that_fails_is_told(tmp_path: Path):
         await treadle.wanted(second)
         await deploy(client, "prod", first)
         assert "ROLLOUT_REPLACED" in (await waiting).err
+
+
+async def test_a_deployment_that_is_gone_is_not_waited_for(tmp_path: Path):
+    """Also where it went before anybody watched."""
+    async with open_registry(tmp_path / "store") as client:
+        first, _ = await _models(client, tmp_path)
+        async with RegistryClient(client.address) as asking:
+            wanted = await asking.set_deployment(Deployment("prod", (DeploymentTarget(first),)))
+            await asking.delete_deployment("prod")
+            with pytest.raises(NotFound):
+                await wait_until_settled(asking, wanted, 60.0)
+
+
+async def test_targets_that_differ_in_the_cache_alone_are_told_apart(tmp_path: Path):
+    async with open_registry(tmp_path / "store") as client:
+        first, _ = await _models(client, tmp_path)
+        plain, small = (ServingConfiguration("bfloat16", cache_dtype=kind) for kind in ("bfloat16", "int8"))
+        async with RegistryClient(client.address) as asking:
+            wanted = await asking.set_deployment(
+                Deployment("prod", tuple(DeploymentTarget(first, one, 1) for one in (plain, small)))
+            )
+            await lease(client, first, "prod", READY)
+            error: Any = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="no such cache")
+            failed = serving("prod", FAILED, error=error)
+            failed.configuration.cache_dtype = "int8"
+            await client.call("AcquireLease", artifact_digest=first, holder="other", serving=failed)
+            with pytest.raises(FailedPrecondition, match="no such cache") as caught:
+                await wait_until_settled(asking, wanted, 60.0)
+            assert caught.value.reason == "ROLLOUT_FAILED"
 
 
 async def test_evict(tmp_path: Path):

@@ -210,7 +210,16 @@ async def test_an_import_does_not_move_what_workers_serve(client: RegistryStubs,
         await client.imported(folder=str(other), alias="prod")
     assert caught.value.reason == "NO_WORKER_READY"
     assert (await client.call("ResolveModel", model="prod")).artifact.digest == digest
-    assert len((await client.call("ListArtifacts")).artifacts) == 2
+    # The model is there all the same, and the error says how to go on.
+    brought = caught.value.metadata["artifact_digest"]
+    assert brought != digest
+    assert {one.digest for one in (await client.call("ListArtifacts")).artifacts} == {digest, brought}
+    assert f"in the store as {brought}" in caught.value.message
+    assert f"treadle models promote prod {brought[:19]}" in caught.value.message
+    promoted = await client.call("PromoteAlias", name="prod", model=brought)
+    assert promoted.deployment.targets[0].artifact_digest == brought
+    await lease(client, brought, "prod", READY)
+    assert (await client.call("ResolveModel", model="prod")).artifact.digest == brought
 
 
 async def test_leases_and_deployments_outlive_the_registry(tmp_path: Path):

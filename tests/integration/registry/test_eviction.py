@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,17 @@ import pytest
 from pretended_worker import READY, deploy, lease
 from registry_stubs import RegistryStubs, open_registry
 from small_folder import write_model
+from waiting import until
 
+from treadle.api.registry.v1 import derivation_pb2, transfer_pb2
 from treadle.errors import FailedPrecondition, NotFound, Unavailable
 from treadle_registry.eviction import Eviction
 from treadle_registry.operations.importing import import_source
+from treadle_registry.operations.job import Outcome
+from treadle_registry.operations.job_runner import JobProcess
+from treadle_registry.operations.progress import Report
 from treadle_registry.registry import Registry
+from treadle_registry.rollout.leasing import LeaseRequest, Leasing
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.store import Store
 
@@ -165,3 +173,130 @@ async def test_uses_outlive_the_registry(tmp_path: Path, models: Models):
         assert [fate.artifact_digest for fate in dry.evictions] == [brought[1], brought[2], brought[0]]
         assert all(fate.kept for fate in dry.evictions)
         assert dry.store_bytes_before == dry.store_bytes_after == blob_bytes(store)
+
+
+async def test_a_download_is_a_use(tmp_path: Path, models: Models):
+    store = tmp_path / "store"
+    async with open_registry(store, lease_unknown_s=0) as client:
+        brought = [await models.bring(client, seed) for seed in range(3)]
+        artifact = (await client.call("ResolveModel", model=brought[0])).artifact
+        for digest in brought[1:]:
+            await client.call("ResolveModel", model=digest)
+        weights = next(file for file in artifact.files if file.path == "model.safetensors")
+        call = client.registry.DownloadBlob(transfer_pb2.DownloadBlobRequest(digest=weights.digest))
+        received = [len(response.data) async for response in call]
+        assert sum(received) == weights.bytes
+        dry = await client.call("EvictArtifacts", dry_run=True)
+        order = [fate.artifact_digest for fate in dry.evictions]
+        assert order == [brought[1], brought[2], brought[0]]
+    # And one that outlives the registry.
+    async with open_registry(store, lease_unknown_s=0) as client:
+        dry = await client.call("EvictArtifacts", dry_run=True)
+        assert [fate.artifact_digest for fate in dry.evictions] == order
+    print(f"{sum(received)} bytes were sent, which is a use")
+
+
+async def test_who_renews_in_time_is_not_too_late_because_the_disk_was_busy(tmp_path: Path):
+    store = Store.open(tmp_path / "store")
+    held, other = (
+        import_source(store, LocalSource("folder", str(write_model(tmp_path / f"m{seed}", seed=seed))))
+        for seed in range(2)
+    )
+    registry = await Registry.open(tmp_path / "store")
+    now = registry.rollouts.clock()
+    registry.rollouts.clock = lambda: now
+    eviction = Eviction(registry, quota=0, unknown_s=0)
+    free = threading.Event()
+    try:
+        request = LeaseRequest(held.manifest.digest, "job-7", time_to_live_s=10.0)
+        leased = await registry.in_thread(registry.leasing.acquire, request)
+        now += 9.0
+        calls = [
+            asyncio.ensure_future(call)
+            for call in (
+                registry.in_thread(free.wait, 60.0),
+                eviction.evict(0),
+                registry.in_thread(registry.leasing.renew, leased.lease_id, None, None),
+            )
+        ]
+        # Each has made its call by then.
+        await asyncio.sleep(0)
+        now += 60.0
+        free.set()
+        waited, plan, renewed = await asyncio.gather(*calls)
+        assert waited
+        assert plan.going == [other.manifest.digest]
+        assert renewed.deadline == now + 10.0
+        now += 10.0
+        assert (await eviction.evict(0)).going == [held.manifest.digest]
+    finally:
+        free.set()
+        await registry.close()
+
+
+async def test_what_a_derivation_is_made_of_stays_until_it_ends(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    """Also while the derivation waits for its turn."""
+    going, run = asyncio.Event(), JobProcess.run
+
+    async def held_up(process: JobProcess, report: Report) -> Outcome:
+        await going.wait()
+        return await run(process, report)
+
+    async with open_registry(tmp_path / "store", lease_unknown_s=0, max_imports=1) as client:
+        parent, other = await models.bring(client, 1), await models.bring(client, 2)
+        monkeypatch.setattr(JobProcess, "run", held_up)
+        operations = [
+            await client.call("DeriveArtifact", model=parent, derivation={"quantization": kind})
+            for kind in ("int8", "int4")
+        ]
+        leases: list[Any] = []
+
+        async def both_hold() -> bool:
+            leases[:] = (await client.call("ListLeases", artifact_digest=parent)).leases
+            return len(leases) == 2
+
+        await until(both_hold, "each derivation holds its parent")
+        assert {one.holder for one in leases} == {one.name for one in operations}
+        answer = await client.call("EvictArtifacts", target_bytes=0)
+        assert fates(answer)[parent][0]
+        assert fates(answer)[other] == (False, "not used for the longest time")
+        with pytest.raises(FailedPrecondition) as refused:
+            await client.call("DeleteArtifact", digest=parent)
+        assert refused.value.reason == "ARTIFACT_IN_USE"
+        going.set()
+        for operation in operations:
+            made = await client.response(operation, derivation_pb2.DeriveArtifactResponse())
+            assert made.artifact.parent_digest == parent
+        assert not (await client.call("ListLeases")).leases
+        await client.call("EvictArtifacts", target_bytes=0)
+        assert await digests(client) == set()
+
+
+async def test_a_derivation_of_what_is_gone_says_so_and_leaves_no_lease(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    async with open_registry(tmp_path / "store", lease_unknown_s=0) as client:
+        parent = await models.bring(client, 1)
+
+        def gone(self: object, request: object) -> None:
+            raise NotFound("no artifact", reason="MODEL_NOT_FOUND")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Leasing, "acquire", gone)
+            operation = await client.call("DeriveArtifact", model=parent, derivation={"quantization": "int8"})
+            with pytest.raises(NotFound) as caught:
+                await client.response(operation, derivation_pb2.DeriveArtifactResponse())
+        assert caught.value.reason == "MODEL_NOT_FOUND"
+        # A model that is quantised already is refused, and nothing is held by then.
+        made = await client.response(
+            await client.call("DeriveArtifact", model=parent, derivation={"quantization": "int8"}),
+            derivation_pb2.DeriveArtifactResponse(),
+        )
+        again = await client.call(
+            "DeriveArtifact", model=made.artifact.digest, derivation={"quantization": "int4"}
+        )
+        with pytest.raises(FailedPrecondition):
+            await client.response(again, derivation_pb2.DeriveArtifactResponse())
+        assert not (await client.call("ListLeases")).leases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -22,10 +23,18 @@ from treadle.errors import (
     Aborted,
     Cancelled,
     FailedPrecondition,
+    Internal,
+    InvalidArgument,
     NotFound,
     ResourceExhausted,
 )
 from treadle.rpc import from_status, open_channel
+from treadle_registry.catalog.operations import OperationTable
+from treadle_registry.eviction import Eviction
+from treadle_registry.operations.importing import import_source
+from treadle_registry.sources.source import LocalSource
+from treadle_registry.store.store import Store
+from treadle_registry.uses import Uses
 
 
 async def until_converting(client: RegistryStubs, operation: Any) -> None:
@@ -172,3 +181,51 @@ async def test_sigterm_ends_cleanly(tmp_path: Path):
     finally:
         process.kill()
         process.communicate()
+
+
+async def test_what_was_published_before_the_job_was_killed_is_not_lost(
+    client: RegistryStubs, tmp_path: Path
+):
+    """As a child leaves it that is killed before it can say so."""
+    folder = write_folder(tmp_path / "model")
+    published = import_source(Store(client.store), LocalSource("folder", str(folder)))
+    assert not (await client.call("ListArtifacts")).artifacts
+    with pytest.raises(InvalidArgument):
+        await client.imported(folder=str(tmp_path / "nothing"))
+    (listed,) = (await client.call("ListArtifacts")).artifacts
+    assert listed.digest == published.manifest.digest
+    await client.call("DeleteArtifact", digest=listed.digest)
+    assert half_done(client.store) == []
+
+
+@pytest.mark.parametrize("fails", ["adopt", "make room", "keep the end"])
+async def test_a_fault_of_ours_ends_the_operation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    """Whoever waits hears of it, now and later."""
+    faults = 0
+
+    def fail(*_: object, **__: object) -> None:
+        nonlocal faults
+        faults += 1
+        raise OSError(errno.EIO, "the disk is broken")
+
+    where, name = {
+        "adopt": (Uses, "add"),
+        "make room": (Eviction, "_evict"),
+        "keep the end": (OperationTable, "finish"),
+    }[fails]
+    monkeypatch.setattr(where, name, fail)
+    async with open_registry(tmp_path / "store", max_store_bytes=1) as client:
+        operation = await client.import_model(folder=str(write_folder(tmp_path / "model")))
+        ended = await client.finished(operation)
+        again = await answer(
+            client.operations.GetOperation(operations_proto_pb2.GetOperationRequest(name=operation.name))
+        )
+        assert ended.done
+        assert again.done
+        assert ended.HasField("error") == (fails == "adopt")
+        if fails == "adopt":
+            assert isinstance(from_status(ended.error), Internal)
+    print(f"{faults} faults when it was to {fails}")
+    assert faults > 0

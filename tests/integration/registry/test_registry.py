@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from google.longrunning import operations_proto_pb2
 from registry_stubs import RegistryStubs, answer, half_done, sizes, write_folder
 
-from treadle.api.registry.v1 import artifact_pb2, registry_pb2
+from treadle.api.registry.v1 import artifact_pb2, deployment_pb2, registry_pb2, registry_pb2_grpc
 from treadle.errors import (
     Aborted,
     AlreadyExists,
@@ -18,6 +20,7 @@ from treadle.errors import (
     NotFound,
     TreadleError,
 )
+from treadle_registry.servicing import page_bytes
 
 
 async def test_smollm2_with_progress_and_alias(client: RegistryStubs):
@@ -167,6 +170,64 @@ async def test_pages(client: RegistryStubs, tmp_path: Path):
         with pytest.raises(InvalidArgument) as caught:
             await client.call("ListArtifacts", **bad)
         assert caught.value.fields[0].field == next(iter(bad))
+
+
+async def test_pages_fit_into_a_message(
+    client: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Fewer items come than were asked for where they are large, and each comes once."""
+    for number in range(5):
+        folder = write_folder(tmp_path / f"model{number}", number)
+        await client.imported(folder=str(folder))
+    whole = list((await client.call("ListArtifacts")).artifacts)
+    listing = operations_proto_pb2.ListOperationsRequest
+    operations = list((await answer(client.operations.ListOperations(listing()))).operations)
+    assert (len(whole), len(operations)) == (5, 5)
+    monkeypatch.setattr(page_bytes, "MOST_BYTES", 2 * max(item.ByteSize() for item in operations))
+    artifacts: list[Any] = []
+    listed: list[Any] = []
+    token, pages = "", 0
+    while token or not pages:
+        page = await client.call("ListArtifacts", page_size=500, page_token=token)
+        artifacts += page.artifacts
+        pages, token = pages + 1, page.next_page_token
+    while token or not listed:
+        request = listing(page_size=500, page_token=token)
+        some = await answer(client.operations.ListOperations(request))
+        listed += some.operations
+        pages, token = pages + 1, some.next_page_token
+    assert artifacts == whole
+    assert listed == operations
+    print(f"5 artifacts and 5 operations in {pages} pages")
+    assert pages >= 6
+
+
+async def test_large_deployments_are_listed_by_a_client_with_grpcs_own_bounds(
+    client: RegistryStubs, tmp_path: Path
+):
+    digest = (await client.imported(folder=str(write_folder(tmp_path / "model")))).artifact.digest
+    prompts = ["織" * 8192] * 16
+    for number in range(14):
+        await client.call(
+            "SetDeployment",
+            deployment={
+                "alias": f"d{number:02}",
+                "targets": [{"artifact_digest": digest}],
+                "warm_up_prompts": prompts,
+            },
+        )
+    names: list[str] = []
+    token, pages, received = "", 0, 0
+    async with grpc.aio.insecure_channel(client.address) as channel:
+        stub = registry_pb2_grpc.RegistryServiceStub(channel)
+        while token or not pages:
+            request = deployment_pb2.ListDeploymentsRequest(page_size=500, page_token=token)
+            page = await answer(stub.ListDeployments(request, timeout=60))
+            names += [deployment.alias for deployment in page.deployments]
+            pages, token, received = pages + 1, page.next_page_token, received + page.ByteSize()
+    assert names == [f"d{number:02}" for number in range(14)]
+    print(f"{received} bytes in {pages} pages")
+    assert received > 5_000_000
 
 
 async def test_delete_is_refused_while_aliased(client: RegistryStubs, tmp_path: Path):

@@ -20,7 +20,7 @@ from treadle.local.ports import free_ports
 from treadle.models.stored_folder import StoredFile
 from treadle.rpc import open_channel
 from treadle.transfer.download import download_files
-from treadle.transfer.upload import upload_file
+from treadle.transfer.upload import ACCEPTED, upload_file
 from treadle_registry import transfers
 from treadle_registry.store.store import Store
 from treadle_registry.store.uploads import KEPT_S, Uploads
@@ -104,8 +104,12 @@ async def test_an_upload_goes_on_where_it_must(client: RegistryStubs, rng: rando
     assert (await client.call("GetUpload", digest=digest_of(content))).committed_bytes == 2 * CHUNK
     assert await upload(client, messages(content, 2 * CHUNK)) == len(content)
     assert (await client.call("GetUpload", digest=digest_of(content))).complete
-    # Whole is whole, wherever somebody begins.
+    # Whole is whole, wherever somebody begins, who is then not asked to send.
     assert await upload(client, messages(content, CHUNK)) == len(content)
+    call = client.registry.UploadBlob(timeout=60)
+    await call.write(messages(content, CHUNK)[0])
+    assert not any(key == ACCEPTED for key, _ in await call.initial_metadata())
+    assert (await answer(call)).committed_bytes == len(content)
 
 
 async def test_two_files_under_one_hash_are_refused(client: RegistryStubs, tmp_path: Path):
@@ -224,6 +228,24 @@ async def test_senders_that_stand_still(
     assert (sent.value.code, sent.value.reason) == ("DEADLINE_EXCEEDED", "STALLED")
     assert await client_has(client, content) == CHUNK
     assert await upload(client, messages(content, CHUNK)) == len(content)
+
+
+async def test_who_asks_for_a_whole_upload_has_a_day_from_then_on(client: RegistryStubs, rng: random.Random):
+    """Or it could go between that answer and the import."""
+    content = rng.randbytes(CHUNK)
+    await upload(client, messages(content))
+    uploads = Uploads(Store(client.store), 1 << 40)
+    path = uploads.path(digest_of(content))
+    before = path.stat()
+
+    async def is_later() -> bool:
+        assert await client_has(client, content) == len(content)
+        return path.stat().st_ctime > before.st_ctime
+
+    await until(is_later, "the day began anew")
+    assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert uploads.sweep(before.st_ctime + KEPT_S) == 0
+    assert uploads.sweep(path.stat().st_ctime + KEPT_S + 1) == 1
 
 
 async def test_what_nobody_comes_back_for_goes_after_a_day(client: RegistryStubs, rng: random.Random):

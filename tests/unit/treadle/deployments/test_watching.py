@@ -108,3 +108,29 @@ async def test_a_registry_that_is_away_from_the_beginning_is_said_to_be():
     async with running(Script([Unavailable("away")]), []) as watch:
         await asyncio.wait_for(watch.asked.wait(), 5)
         assert watch.known is None
+
+
+async def test_a_fault_of_whoever_is_told_ends_no_watch():
+    faults, told = 0, []
+
+    async def changed(known: KnownModels, name: str) -> None:
+        nonlocal faults
+        if not faults:
+            faults += 1
+            raise KeyError(name)
+        told.append((name, dict(known.aliases)))
+
+    script = Script(
+        [Change(reset=True), Change(complete=True, version="1"), alias("x", "1", "2")],
+        [Change(reset=True), alias("x", "1"), Change(complete=True, version="2"), alias("x", "2", "3")],
+    )
+    watch = ModelWatch(script.watch, changed)
+    task = asyncio.create_task(watch.run())
+    try:
+        await until(lambda: len(told) == 2, "the watch goes on")
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert faults == 1
+    assert told == [("", {"x": "1"}), ("x", {"x": "2"})]
+    assert script.versions == ["", ""]
