@@ -142,7 +142,10 @@ def _same_source(store: Store, staging: Staging) -> Published | None:
         except (NotFound, DataLoss, FailedPrecondition):
             # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
-        if known.manifest.source_files == staged and known.manifest.converter == CONVERTER:
+        manifest = known.manifest
+        if manifest.fetched_from or manifest.derivation:
+            continue
+        if manifest.source_files == staged and manifest.converter == CONVERTER:
             return known if store.is_whole(known) else None
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import pytest
 from cutting_proxy import CuttingProxy
 from damage import flip
 from google.longrunning import operations_pb2_grpc, operations_proto_pb2
+from lying_registry import Liar, lying
 from registry_stubs import RegistryStubs, answer, open_registry, write_folder
 from started_service import started
 from waiting import until
@@ -127,34 +129,6 @@ async def test_a_registry_that_is_away(far: RegistryStubs, client: RegistryStubs
     assert "the registry 'gone' cannot be reached" in caught.value.message
 
 
-class Liar(registry_pb2_grpc.RegistryServiceServicer):
-    """Passes on what another registry says, changed."""
-
-    def __init__(self, stub: object, change: Callable[[artifact_pb2.Artifact], None]) -> None:
-        self._stub, self._change = stub, change
-
-    async def ResolveModel(self, request, context):
-        response = await self._stub.ResolveModel(request)
-        self._change(response.artifact)
-        return response
-
-    async def DownloadBlob(self, request, context):
-        async for response in self._stub.DownloadBlob(request):
-            yield response
-
-
-@contextlib.asynccontextmanager
-async def lying(stub: object, change: Callable[[artifact_pb2.Artifact], None]) -> AsyncIterator[int]:
-    server = RpcServer("127.0.0.1:0")
-    server.add(
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-        Liar(stub, change),
-        "treadle.api.registry.v1.RegistryService",
-    )
-    async with server.running(grace_s=0.1):
-        yield server.port
-
-
 def other_weights(artifact: artifact_pb2.Artifact, other: artifact_pb2.Artifact) -> None:
     """The files of another model under this one's name."""
     mine = next(file for file in artifact.files if file.path == "model.safetensors")
@@ -194,9 +168,26 @@ LIES: dict[str, tuple[Callable[[artifact_pb2.Artifact, artifact_pb2.Artifact], o
     ),
     "no config": (lambda artifact, other: artifact.files.remove(artifact.files[0]), "DIGEST_MISMATCH"),
     "no files": (lambda artifact, other: artifact.ClearField("files"), "BAD_REMOTE_ARTIFACT"),
-    "a derived one": (
+    "a folder's path": (lambda artifact, other: moved(artifact, "a/b/c"), "BAD_REMOTE_ARTIFACT"),
+    "a path twice": (
+        lambda artifact, other: setattr(artifact.source_files[0], "path", "./model.safetensors"),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a file in a file": (
+        lambda artifact, other: setattr(artifact.source_files[0], "path", "model.safetensors/x"),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a year that no calendar has": (
+        lambda artifact, other: setattr(artifact.create_time, "seconds", 1 << 40),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "many types": (
+        lambda artifact, other: artifact.facts.dtypes.extend(artifact.facts.dtypes[:1] * 100),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a parent alone": (
         lambda artifact, other: setattr(artifact, "parent_digest", other.digest),
-        "REMOTE_DERIVED",
+        "BAD_REMOTE_ARTIFACT",
     ),
 }
 
@@ -217,10 +208,65 @@ async def test_lies_are_not_published(
                 await client.imported(registry=source("m0", "liar"))
             print(f"{case}: {caught.value.code} {caught.value.message!r}")
             assert caught.value.reason == reason
-            assert caught.value.code == ("FAILED_PRECONDITION" if "derived" in case else "DATA_LOSS")
+            assert caught.value.code == "DATA_LOSS"
             assert Store(client.store).digests() == []
             assert list((client.store / "tmp").iterdir()) == []
             assert not [path for path in (client.store / "blobs").rglob("*") if path.is_file()]
+
+
+async def test_what_no_digest_is_over_is_written_here(
+    far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Truncation would cut every prompt, and no digest is over it."""
+    there = (await far.imported(folder=str(write_folder(tmp_path / "m")), alias="m")).artifact
+    path = Path(there.location) / "tokenizer.json"
+    cut = {"max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    padded = json.loads(path.read_text()) | {"truncation": cut}
+    content = json.dumps(padded).encode()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+    def change(artifact: artifact_pb2.Artifact) -> None:
+        (file,) = [file for file in artifact.files if file.path == path.name]
+        file.digest, file.bytes = digest, len(content)
+        artifact.source = "\x1b[2Jclean"
+
+    async with lying(far.registry, change, {digest: content}) as port:
+        monkeypatch.setenv("TREADLE_REGISTRY_REMOTES", f"liar=127.0.0.1:{port}")
+        async with open_registry(tmp_path / "near") as client:
+            here = (await client.imported(registry=source("m", "liar"))).artifact
+    assert here.digest == there.digest
+    assert digest not in {file.digest for file in here.files}
+    assert json.loads((Path(here.location) / path.name).read_text())["truncation"] is None
+    assert here.source == "?[2Jclean"
+
+
+async def test_ends_of_line_of_a_chat_template(far: RegistryStubs, client: RegistryStubs, tmp_path: Path):
+    folder = write_folder(tmp_path / "m")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}\r\n{{ 2 }}\r"}))
+    there = (await far.imported(folder=str(folder), alias="m")).artifact
+    assert b"\r\n" in (Path(there.location) / "chat_template.jinja").read_bytes()
+    here = (await client.imported(registry=source("m"))).artifact
+    assert (here.digest, here.files) == (there.digest, there.files)
+
+
+async def test_a_lie_of_the_source_is_not_what_a_folder_becomes(
+    far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One model's weights as made of another's files: who imports those gets what they really make."""
+    folders = [write_folder(tmp_path / str(seed), seed) for seed in range(2)]
+    honest, other = [(await far.imported(folder=str(folder))).artifact for folder in folders]
+
+    def change(artifact: artifact_pb2.Artifact) -> None:
+        artifact.ClearField("source_files")
+        artifact.source_files.extend(honest.source_files)
+
+    async with lying(far.registry, change) as port:
+        monkeypatch.setenv("TREADLE_REGISTRY_REMOTES", f"liar=127.0.0.1:{port}")
+        async with open_registry(tmp_path / "near") as client:
+            come = (await client.imported(registry=source(other.digest, "liar"))).artifact
+            assert come.source_files == honest.source_files
+            assert (await client.imported(folder=str(folders[0]))).artifact.digest == honest.digest
+            assert (await client.imported(folder=str(folders[1]))).artifact.digest == other.digest
 
 
 class Throttled(Liar):
