@@ -108,9 +108,9 @@ class Transfers:
         """Takes a file, or the rest of one; gives how many bytes are here at the end.
 
         `accepted` is called once nothing speaks against it, before more than the first chunk is read, and not
-        for a file that is here whole. What came is kept however it ends. Raises InvalidArgument, what `Uploads.begin` raises, DataLoss
-        (CHECKSUM_MISMATCH), ResourceExhausted (DISK_FULL, TOO_MANY_UPLOADS), and DeadlineExceeded for a
-        client that sends nothing for a minute.
+        for a file that is here whole. What came is kept however it ends. Raises InvalidArgument, what
+        `Uploads.begin` raises, DataLoss (CHECKSUM_MISMATCH), ResourceExhausted (DISK_FULL,
+        TOO_MANY_UPLOADS), and DeadlineExceeded for a client that sends nothing for a minute.
         """
         with self._turn("upload"):
             first = await _next(chunks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -212,61 +211,6 @@ async def test_lies_are_not_published(
             assert Store(client.store).digests() == []
             assert list((client.store / "tmp").iterdir()) == []
             assert not [path for path in (client.store / "blobs").rglob("*") if path.is_file()]
-
-
-async def test_what_no_digest_is_over_is_written_here(
-    far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Truncation would cut every prompt, and no digest is over it."""
-    there = (await far.imported(folder=str(write_folder(tmp_path / "m")), alias="m")).artifact
-    path = Path(there.location) / "tokenizer.json"
-    cut = {"max_length": 2, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
-    padded = json.loads(path.read_text()) | {"truncation": cut}
-    content = json.dumps(padded).encode()
-    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-    def change(artifact: artifact_pb2.Artifact) -> None:
-        (file,) = [file for file in artifact.files if file.path == path.name]
-        file.digest, file.bytes = digest, len(content)
-        artifact.source = "\x1b[2Jclean"
-
-    async with lying(far.registry, change, {digest: content}) as port:
-        monkeypatch.setenv("TREADLE_REGISTRY_REMOTES", f"liar=127.0.0.1:{port}")
-        async with open_registry(tmp_path / "near") as client:
-            here = (await client.imported(registry=source("m", "liar"))).artifact
-    assert here.digest == there.digest
-    assert digest not in {file.digest for file in here.files}
-    assert json.loads((Path(here.location) / path.name).read_text())["truncation"] is None
-    assert here.source == "?[2Jclean"
-
-
-async def test_ends_of_line_of_a_chat_template(far: RegistryStubs, client: RegistryStubs, tmp_path: Path):
-    folder = write_folder(tmp_path / "m")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}\r\n{{ 2 }}\r"}))
-    there = (await far.imported(folder=str(folder), alias="m")).artifact
-    assert b"\r\n" in (Path(there.location) / "chat_template.jinja").read_bytes()
-    here = (await client.imported(registry=source("m"))).artifact
-    assert (here.digest, here.files) == (there.digest, there.files)
-
-
-async def test_a_lie_of_the_source_is_not_what_a_folder_becomes(
-    far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """One model's weights as made of another's files: who imports those gets what they really make."""
-    folders = [write_folder(tmp_path / str(seed), seed) for seed in range(2)]
-    honest, other = [(await far.imported(folder=str(folder))).artifact for folder in folders]
-
-    def change(artifact: artifact_pb2.Artifact) -> None:
-        artifact.ClearField("source_files")
-        artifact.source_files.extend(honest.source_files)
-
-    async with lying(far.registry, change) as port:
-        monkeypatch.setenv("TREADLE_REGISTRY_REMOTES", f"liar=127.0.0.1:{port}")
-        async with open_registry(tmp_path / "near") as client:
-            come = (await client.imported(registry=source(other.digest, "liar"))).artifact
-            assert come.source_files == honest.source_files
-            assert (await client.imported(folder=str(folders[0]))).artifact.digest == honest.digest
-            assert (await client.imported(folder=str(folders[1]))).artifact.digest == other.digest
 
 
 class Throttled(Liar):
