@@ -33,6 +33,7 @@ _TIMEOUT_S = 10.0
 _TRIES = 6
 _MAX_FILES = 2048
 _MAX_TEXT = 1000
+_MAX_PATH = 200
 _MAX_DTYPES = 64
 _MAX_DTYPE = 32
 _MAX_BYTES = 1 << 40
@@ -190,8 +191,8 @@ def _files(messages: Sequence[artifact_pb2.ArtifactFile], least: int = 1) -> tup
     _need(len(paths) == len(messages), "a file twice")
     for message in messages:
         path = PurePosixPath(checked_path(message.path))
-        plain = str(path) == message.path and len(path.parts) <= 2 and str(path.parent) not in paths
-        _need(plain, f"the path {message.path[:100]!r}")
+        plain = str(path) == message.path and len(path.parts) <= 2 and len(message.path) <= _MAX_PATH
+        _need(plain and str(path.parent) not in paths, f"the path {message.path[:100]!r}")
         _need(is_digest(message.digest), f"a digest {message.digest[:100]!r} of {message.path[:100]!r}")
         _need(message.bytes <= _MAX_BYTES, f"{message.bytes} bytes of {message.path[:100]!r}")
     return tuple(StoredFile(message.path, message.digest, message.bytes) for message in messages)

@@ -11,7 +11,7 @@ import contextlib
 import shutil
 from dataclasses import replace
 
-from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, TreadleError
+from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound, ResourceExhausted, TreadleError
 from treadle.models.stored_folder import StoredFile
 from treadle.transfer.download import Target
 from treadle_registry.clients import Remote, RemoteArtifact
@@ -73,7 +73,7 @@ def import_remote(
     with disk_errors("the other registry's files"):
         _fetch(store, uploads, remote, claimed, report)
         with store.staging() as staging:
-            made = _staged(store, uploads, staging, claimed, report)
+            made = _staged(store, staging, claimed, report)
             report(Progress(Stage.PUBLISHING))
             published = store.publish(staging, replace(made, fetched_from=source.remote))
     for file in claimed.different_files:
@@ -110,15 +110,13 @@ def _fetch(store: Store, uploads: Uploads, remote: Remote, claimed: RemoteArtifa
     asyncio.run(remote.fetch(places, meter.add))
 
 
-def _staged(
-    store: Store, uploads: Uploads, staging: Staging, claimed: RemoteArtifact, report: Report
-) -> Manifest:
+def _staged(store: Store, staging: Staging, claimed: RemoteArtifact, report: Report) -> Manifest:
     """Puts the files where they belong and gives the manifest; raises DataLoss where it is another's."""
     total = sum(file.size for file in (*claimed.files, *claimed.source_files))
     meter = StageMeter(report, Stage.COPYING, total)
     with store.staging() as scratch:
         for file in claimed.files:
-            _link(uploads, scratch, file, f"source/{file.path}", meter)
+            _link(store, scratch, file, f"source/{file.path}", meter)
         try:
             made = _recomputed(scratch, claimed, report)
         except TreadleError as error:
@@ -132,7 +130,7 @@ def _staged(
         for file in made.files:
             staging.link(scratch.path(f"canonical/{file.path}"), f"canonical/{file.path}")
     for file in claimed.source_files:
-        _link(uploads, staging, file, f"source/{file.path}", meter)
+        _link(store, staging, file, f"source/{file.path}", meter)
     derived = claimed.derivation is not None
     return replace(
         made,
@@ -151,9 +149,20 @@ def _staged(
     )
 
 
-def _link(uploads: Uploads, staging: Staging, file: StoredFile, name: str, meter: StageMeter) -> None:
-    """Gives what has arrived its name; raises DataLoss (CHECKSUM_MISMATCH) where it is damaged since."""
-    staging.link(uploads.path(file.digest), name, meter.add)
+def _link(store: Store, staging: Staging, file: StoredFile, name: str, meter: StageMeter) -> None:
+    """Gives what has arrived its name; raises DataLoss (CHECKSUM_MISMATCH) where it is damaged since, and
+    Aborted where it is gone."""
+    uploads = Uploads(store)
+    # Another import may have taken the same file up meanwhile: then it is an artifact's.
+    for place in (uploads.path(file.digest), store.blob_path(file.digest)):
+        with contextlib.suppress(FileNotFoundError):
+            staging.link(place, name, meter.add)
+            break
+    else:
+        raise Aborted(
+            f"{file.path} was deleted meanwhile, with another model that has it; import again",
+            reason="DELETED",
+        )
     if staging.files[name].digest != file.digest:
         uploads.forget(file.digest)
         raise DataLoss(

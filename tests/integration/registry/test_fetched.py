@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,11 @@ from safetensors.numpy import load_file
 
 from treadle.api.registry.v1 import artifact_pb2, source_pb2
 from treadle.models.bfloat16 import round_to_bfloat16
+from treadle_registry.config import RemotesConfig
 from treadle_registry.formats.safetensors_file import write_bfloat16
+from treadle_registry.operations import remote_import
+from treadle_registry.sources.remote_source import RemoteSource
+from treadle_registry.store.store import Store
 
 
 def source(model: str, remote: str = "far") -> source_pb2.RegistrySource:
@@ -128,3 +134,25 @@ async def test_shards(far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.Mo
             assert (here.digest, here.files) == (there.digest, there.files), remote
     assert len(set(files)) == 3
     print(f"{len(here.files)} files, {len(set(files))} shards")
+
+
+async def test_two_imports_that_share_files(
+    far: RegistryStubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Another one ends, and takes up what both have fetched, just before this one does."""
+    there = (await far.imported(folder=str(write_folder(tmp_path / "m")), alias="m")).artifact
+    store, config = Store.open(tmp_path / "near"), RemotesConfig()
+    fetch, ended = remote_import._fetch, []
+
+    def fetch_and_wait(*arguments: Any) -> None:
+        fetch(*arguments)
+        if not ended:
+            ended.append("begun")
+            ended.append(remote_import.import_remote(store, RemoteSource("far", "m"), config).manifest.digest)
+
+    monkeypatch.setattr(remote_import, "_fetch", fetch_and_wait)
+    mine = await asyncio.to_thread(remote_import.import_remote, store, RemoteSource("far", "m"), config)
+    assert ended[1] == mine.manifest.digest == there.digest
+    assert mine.already_present
+    assert store.digests() == [there.digest]
+    print(f"{len(ended)} imports of {there.digest}")

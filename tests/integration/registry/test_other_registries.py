@@ -168,6 +168,7 @@ LIES: dict[str, tuple[Callable[[artifact_pb2.Artifact, artifact_pb2.Artifact], o
     "no config": (lambda artifact, other: artifact.files.remove(artifact.files[0]), "DIGEST_MISMATCH"),
     "no files": (lambda artifact, other: artifact.ClearField("files"), "BAD_REMOTE_ARTIFACT"),
     "a folder's path": (lambda artifact, other: moved(artifact, "a/b/c"), "BAD_REMOTE_ARTIFACT"),
+    "a long path": (lambda artifact, other: moved(artifact, "a" * 300), "BAD_REMOTE_ARTIFACT"),
     "a path twice": (
         lambda artifact, other: setattr(artifact.source_files[0], "path", "./model.safetensors"),
         "BAD_REMOTE_ARTIFACT",
