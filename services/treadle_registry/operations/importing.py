@@ -143,9 +143,8 @@ def _same_source(store: Store, staging: Staging) -> Published | None:
             # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
         manifest = known.manifest
-        if manifest.fetched_from or manifest.derivation:
-            continue
-        if manifest.source_files == staged and manifest.converter == CONVERTER:
+        made_here = manifest.converter == CONVERTER and not manifest.fetched_from
+        if made_here and manifest.source_files == staged:
             return known if store.is_whole(known) else None
     return None
 
