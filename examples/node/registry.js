@@ -10,6 +10,8 @@ import { Operations, RegistryService, decode } from './contract.js'
 import { TreadleError } from './errors.js'
 
 const CHUNK = 1 << 20
+/** In the initial metadata of an upload that the registry takes. */
+const ACCEPTED = 'upload-accepted'
 const POLL_MS = 100
 
 export class Registry {
@@ -43,7 +45,10 @@ export class Registry {
     const start = Number(committedBytes)
     await new Promise((resolve, reject) => {
       const call = this.#client.UploadBlob((error) => (error ? reject(TreadleError.of(error)) : resolve()))
-      send(call, path, { digest, totalBytes: size, start }).catch(reject)
+      send(call, path, { digest, totalBytes: size, start }).catch((error) => {
+        call.cancel()
+        reject(error)
+      })
     })
     return { digest, sent: size - start }
   }
@@ -104,15 +109,24 @@ async function digestOf(path) {
   return `sha256:${hash.digest('hex')}`
 }
 
+/** Sends the rest of a file, as long as the call lasts: its callback says how it ended. */
 async function send(call, path, { digest, totalBytes, start }) {
+  let over = false
+  const ended = new Promise((resolve) => call.once('status', resolve)).then(() => (over = true))
+  const answered = new Promise((resolve) => call.once('metadata', resolve))
   let offset = start
-  const first = { digest, totalBytes, offset, data: Buffer.alloc(0) }
-  call.write(first)
+  call.write({ digest, totalBytes, offset, data: Buffer.alloc(0) })
+  // Who sends before the registry has answered may not hear why it refuses: gRPC breaks the call off.
+  await Promise.race([answered.then((metadata) => metadata.get(ACCEPTED).length || ended), ended])
+  if (over) return
   for await (const data of createReadStream(path, { start, highWaterMark: CHUNK })) {
-    if (!call.write({ offset, data })) await new Promise((resolve) => call.once('drain', resolve))
+    if (over) break
+    if (!call.write({ offset, data })) {
+      await Promise.race([new Promise((resolve) => call.once('drain', resolve)), ended])
+    }
     offset += data.length
   }
-  call.end()
+  if (!over) call.end()
 }
 
 function unary(client, method, message, timeoutMs) {

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import grpc
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
-from treadle.errors import DataLoss, NotFound, PermissionDenied, TreadleError, Unauthenticated, Unavailable
+from treadle.errors import (
+    DataLoss,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    TreadleError,
+    Unauthenticated,
+    Unavailable,
+)
 from treadle.models.stored_folder import StoredFile
 from treadle.rpc import open_channel
 from treadle.security import Credentials
 from treadle.transfer.download import Progress, Target, checked_path, download_targets
 from treadle.transfer.retries import Retries
 from treadle_registry.names import is_digest
+from treadle_registry.servicing.convert_derivation import derivation_from_proto
+from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
-from treadle_registry.store.manifest import ModelFacts
+from treadle_registry.store.manifest import DtypeShare, ModelFacts
 
 _TIMEOUT_S = 10.0
 _TRIES = 6
 _MAX_FILES = 2048
 _MAX_TEXT = 1000
+_MAX_PATH = 200
+_MAX_DTYPES = 64
+_MAX_DTYPE = 32
 _MAX_BYTES = 1 << 40
+_END_OF_TIME_S = 253_402_300_800
+"""The year 10000, which no timestamp reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +52,9 @@ class RemoteArtifact:
     source: str
     converter: str
     create_time: float
-    derived_from: str
-    """The parent's digest; empty: it was imported."""
+    parent_digest: str = ""
+    derivation: Derivation | None = None
+    """How it was made of its parent; None: it was imported."""
 
     @property
     def different_files(self) -> list[StoredFile]:
@@ -107,34 +124,75 @@ def _artifact(message: artifact_pb2.Artifact) -> RemoteArtifact:
     for digest in (digests.compute, digests.tokenizer, digests.presentation, message.digest):
         _need(is_digest(digest), f"a digest {digest[:100]!r}")
     _need(digests.artifact == message.digest, f"{message.digest}, which its parts do not make")
-    facts = message.facts
+    create_time = message.create_time.seconds + message.create_time.nanos / 1e9
+    _need(0 <= create_time < _END_OF_TIME_S, f"the time {create_time:g}")
+    derivation = _derivation(message)
     return RemoteArtifact(
         digests=digests,
         files=_files(message.files),
-        source_files=_files(message.source_files),
-        facts=ModelFacts(
-            model_type=facts.model_type[:_MAX_TEXT],
-            architecture=facts.architecture[:_MAX_TEXT],
-            parameters=facts.parameters,
-            vocab_size=facts.vocab_size,
-            context_length=facts.context_length,
-            hidden_size=facts.hidden_size,
-            num_layers=facts.num_layers,
-            license=facts.license[:100],
-            has_chat_template=facts.has_chat_template,
-        ),
-        source=message.source[:_MAX_TEXT],
-        converter=message.converter[:_MAX_TEXT],
-        create_time=message.create_time.ToNanoseconds() / 1e9,
-        derived_from=message.parent_digest,
+        # A derived one has at most an adapter's.
+        source_files=_files(message.source_files, least=0 if derivation else 1),
+        facts=_facts(message.facts),
+        source=_text(message.source),
+        converter=_text(message.converter),
+        create_time=create_time,
+        parent_digest=message.parent_digest,
+        derivation=derivation,
     )
 
 
-def _files(messages: Sequence[artifact_pb2.ArtifactFile]) -> tuple[StoredFile, ...]:
-    _need(0 < len(messages) <= _MAX_FILES, f"{len(messages)} files")
-    _need(len({message.path for message in messages}) == len(messages), "a file twice")
+def _derivation(message: artifact_pb2.Artifact) -> Derivation | None:
+    derived = message.HasField("derivation")
+    _need(derived == bool(message.parent_digest), "a derivation without its parent, or a parent without it")
+    if not derived:
+        return None
+    _need(is_digest(message.parent_digest), f"a parent {message.parent_digest[:100]!r}")
+    _need(message.parent_digest != message.digest, "an artifact that was made of itself")
+    try:
+        derivation = derivation_from_proto(message.derivation)
+        derivation.check()
+    except InvalidArgument as error:
+        raise _bad(f"a derivation that is none: {error.message[:_MAX_TEXT]}") from error
+    if derivation.kind == "adapter_merge":
+        digest = message.derivation.adapter_merge.digest
+        _need(is_digest(digest), f"an adapter {digest[:100]!r}")
+        return Derivation(derivation.kind, digest, _text(derivation.folder))
+    return derivation
+
+
+def _facts(facts: artifact_pb2.ModelFacts) -> ModelFacts:
+    _need(len(facts.dtypes) <= _MAX_DTYPES, f"{len(facts.dtypes)} types of weights")
+    return ModelFacts(
+        model_type=_text(facts.model_type),
+        architecture=_text(facts.architecture),
+        parameters=facts.parameters,
+        vocab_size=facts.vocab_size,
+        context_length=facts.context_length,
+        hidden_size=facts.hidden_size,
+        num_layers=facts.num_layers,
+        license=_text(facts.license)[:100],
+        has_chat_template=facts.has_chat_template,
+        dtypes=tuple(
+            DtypeShare(_text(share.dtype)[:_MAX_DTYPE], share.parameters, share.bytes)
+            for share in facts.dtypes
+        ),
+        quantization=_text(facts.quantization),
+    )
+
+
+def _text(text: str) -> str:
+    """What people are shown, on terminals too."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text[:_MAX_TEXT])
+
+
+def _files(messages: Sequence[artifact_pb2.ArtifactFile], least: int = 1) -> tuple[StoredFile, ...]:
+    _need(least <= len(messages) <= _MAX_FILES, f"{len(messages)} files")
+    paths = {message.path for message in messages}
+    _need(len(paths) == len(messages), "a file twice")
     for message in messages:
-        checked_path(message.path)
+        path = PurePosixPath(checked_path(message.path))
+        plain = str(path) == message.path and len(path.parts) <= 2 and len(message.path) <= _MAX_PATH
+        _need(plain and str(path.parent) not in paths, f"the path {message.path[:100]!r}")
         _need(is_digest(message.digest), f"a digest {message.digest[:100]!r} of {message.path[:100]!r}")
         _need(message.bytes <= _MAX_BYTES, f"{message.bytes} bytes of {message.path[:100]!r}")
     return tuple(StoredFile(message.path, message.digest, message.bytes) for message in messages)
@@ -142,4 +200,8 @@ def _files(messages: Sequence[artifact_pb2.ArtifactFile]) -> tuple[StoredFile, .
 
 def _need(holds: bool, what: str) -> None:
     if not holds:
-        raise DataLoss(f"the other registry lists {what}", reason="BAD_REMOTE_ARTIFACT")
+        raise _bad(what)
+
+
+def _bad(what: str) -> DataLoss:
+    return DataLoss(f"the other registry lists {what}", reason="BAD_REMOTE_ARTIFACT")

@@ -67,8 +67,8 @@ class Transfers:
         self._uploads = Uploads(store, max_upload_bytes)
         self._max = {"upload": max_uploads, "download": max_downloads}
         self._now = {"upload": 0, "download": 0}
-        self._to_come: dict[str, int] = {}
-        """Bytes of running uploads that are not here yet, by digest."""
+        self._to_come: dict[object, int] = {}
+        """Bytes of running uploads that are not here yet."""
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="transfer")
 
     @contextlib.asynccontextmanager
@@ -116,10 +116,10 @@ class Transfers:
     ) -> int:
         """Takes a file, or the rest of one; gives how many bytes are here at the end.
 
-        `accepted` is called once nothing speaks against it, before more than the first chunk is read. What
-        came is kept however it ends. Raises InvalidArgument, what `Uploads.begin` raises, DataLoss
-        (CHECKSUM_MISMATCH), ResourceExhausted (DISK_FULL, TOO_MANY_UPLOADS), and DeadlineExceeded for a
-        client that sends nothing for a minute.
+        `accepted` is called once nothing speaks against it, before more than the first chunk is read, and not
+        for a file that is here whole. What came is kept however it ends. Raises InvalidArgument, what
+        `Uploads.begin` raises, DataLoss (CHECKSUM_MISMATCH), ResourceExhausted (DISK_FULL,
+        TOO_MANY_UPLOADS), and DeadlineExceeded for a client that sends nothing for a minute.
         """
         with self._turn("upload"):
             first = await _next(chunks)
@@ -129,30 +129,41 @@ class Transfers:
             if first.total_bytes > MAX_BLOB_BYTES:
                 raise invalid_field("total_bytes", f"must be at most {MAX_BLOB_BYTES}")
             _check_chunk(first, first.offset, first.total_bytes)
-            to_come = sum(self._to_come.values())
-            begin = partial(self._uploads.begin, first.digest, first.total_bytes, first.offset, to_come)
-            arriving = await acquire(self._threads, begin, _close)
-            try:
-                if arriving is None:
-                    # An end that comes while the client sends could be lost to it: it is not to send.
-                    return (await self.arrived(first.digest)).size
-                await accepted()
-                return await self._take(arriving, first, chunks)
-            finally:
-                self._to_come.pop(first.digest, None)
-                await run_blocking(self._threads, _close, arriving)
+            with self._reserved(first) as (mine, others):
+                begin = partial(self._uploads.begin, first.digest, first.total_bytes, first.offset, others)
+                arriving = await acquire(self._threads, begin, _close)
+                try:
+                    if arriving is None:
+                        # Not accepted: nothing more of it is wanted, and who sends would be broken off.
+                        return (await self.arrived(first.digest)).size
+                    await accepted()
+                    return await self._take(arriving, first, chunks, mine)
+                finally:
+                    await run_blocking(self._threads, _close, arriving)
+
+    @contextlib.contextmanager
+    def _reserved(self, first: UploadChunk) -> Iterator[tuple[object, int]]:
+        """Counts what is to come of an upload, before anything is awaited: the next one that begins sees it.
+
+        Gives the reservation, and how much others have reserved.
+        """
+        mine, others = object(), sum(self._to_come.values())
+        self._to_come[mine] = first.total_bytes - first.offset
+        try:
+            yield mine, others
+        finally:
+            del self._to_come[mine]
 
     async def _take(
-        self, arriving: PartialFile, first: UploadChunk, chunks: AsyncIterator[UploadChunk]
+        self, arriving: PartialFile, first: UploadChunk, chunks: AsyncIterator[UploadChunk], reserved: object
     ) -> int:
         began, before, total = time.monotonic(), arriving.size, first.total_bytes
-        self._to_come[first.digest] = total - before
         while await run_blocking(self._threads, arriving.catch_up):
             pass
         chunk: UploadChunk | None = first
         while chunk is not None:
             _check_chunk(chunk, arriving.size, total)
-            self._to_come[first.digest] = total - arriving.size
+            self._to_come[reserved] = total - arriving.size
             with disk_errors("an upload"):
                 await run_blocking(self._threads, arriving.append, chunk.data)
             chunk = await _next(chunks)

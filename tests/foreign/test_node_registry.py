@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blobs import CHUNK, begun_upload, digest_of, messages, upload
 from node_project import NodeProject
-from registry_stubs import write_folder
+from registry_stubs import RegistryStubs, open_registry, write_folder
 
-from treadle_registry.config import RegistryConfig
-from treadle_registry.serving import serving
+from treadle.api.registry.v1 import registry_pb2_grpc, transfer_pb2
+from treadle.errors import ResourceExhausted
+from treadle.rpc import RpcServer
 
 STORES = Path(__file__).with_name("stores.js")
+
+MAX_UPLOAD_BYTES = 24 << 20
 
 Ask = Callable[..., Awaitable[list[Any]]]
 
 
 @pytest.fixture
-async def ask(node: NodeProject, tmp_path: Path) -> AsyncIterator[Ask]:
-    """What the example makes of a command, against a registry on an empty store."""
-    async with serving(RegistryConfig(address="127.0.0.1:0", store=tmp_path / "store")) as server:
+async def stubs(tmp_path: Path) -> AsyncIterator[RegistryStubs]:
+    """A registry on an empty store, as Python asks it."""
+    async with open_registry(tmp_path / "store", max_upload_bytes=MAX_UPLOAD_BYTES) as made:
+        yield made
 
-        async def run(command: str, **argument: object) -> list[Any]:
-            environment = {"TREADLE_ADDRESS": f"127.0.0.1:{server.port}"}
-            ran = await asyncio.to_thread(node.run, STORES, [command, json.dumps(argument)], environment)
-            assert ran.returncode == 0, ran.stderr
-            return ran.values
 
-        yield run
+@pytest.fixture
+async def ask(node: NodeProject, stubs: RegistryStubs) -> Ask:
+    """What the example makes of a command, against that registry."""
+
+    async def run(command: str, **argument: object) -> list[Any]:
+        environment = {"TREADLE_ADDRESS": stubs.address}
+        ran = await asyncio.to_thread(node.run, STORES, [command, json.dumps(argument)], environment)
+        assert ran.returncode == 0, ran.stderr
+        return ran.values
+
+    return run
 
 
 async def test_a_model_goes_up_is_named_and_comes_down(ask: Ask, tmp_path: Path):
@@ -54,6 +66,81 @@ async def test_a_model_goes_up_is_named_and_comes_down(ask: Ask, tmp_path: Path)
     (again,) = await ask("upload", path=str(folder / "model.safetensors"))
     assert again["sent"] == 0, "what the store has is not sent again"
     print(f"{came} bytes of {len(artifact['files'])} files came down as they are")
+
+
+async def test_an_upload_goes_on_where_it_was(
+    ask: Ask, stubs: RegistryStubs, tmp_path: Path, rng: random.Random
+):
+    content = rng.randbytes(9 * CHUNK + rng.randrange(CHUNK))
+    (path := tmp_path / "file").write_bytes(content)
+    begun = await upload(stubs, messages(content)[:5])
+    assert begun == 4 * CHUNK
+    (sent,) = await ask("upload", path=str(path))
+    assert sent == {"digest": digest_of(content), "sent": len(content) - begun}
+    there = await stubs.call("GetUpload", digest=sent["digest"])
+    assert (there.committed_bytes, there.complete) == (len(content), True)
+    print(f"{begun} of {len(content)} bytes were there, {sent['sent']} were sent")
+
+
+async def test_a_refused_upload_hears_why(ask: Ask, stubs: RegistryStubs, tmp_path: Path, rng: random.Random):
+    """Each of several large files, which a client that sent at once would be in the middle of."""
+    heard = 0
+    for number in range(3):
+        (path := tmp_path / f"large-{number}").write_bytes(rng.randbytes(MAX_UPLOAD_BYTES + 1))
+        (refused,) = await ask("upload", path=str(path))
+        error = refused["error"]
+        assert (error["code"], error["reason"]) == ("RESOURCE_EXHAUSTED", "UPLOADS_FULL")
+        assert str(MAX_UPLOAD_BYTES) in error["message"]
+        heard += 1
+    assert not [file for file in (stubs.store / "uploads").iterdir() if file.stat().st_size]
+    content = rng.randbytes(3 * CHUNK)
+    (path := tmp_path / "busy").write_bytes(content)
+    call = await begun_upload(stubs, content)
+    assert await call.initial_metadata()
+    (refused,) = await ask("upload", path=str(path))
+    assert refused["error"]["reason"] == "TRANSFER_IN_PROGRESS"
+    for message in messages(content)[2:]:
+        await call.write(message)
+    await call.done_writing()
+    assert (await call).committed_bytes == len(content)
+    assert await ask("upload", path=str(path)) == [{"digest": digest_of(content), "sent": 0}]
+    print(f"{heard + 1} refusals were heard")
+
+
+class Refusing(registry_pb2_grpc.RegistryServiceServicer):
+    """Takes the first message of an upload, listens for more, and refuses."""
+
+    def __init__(self) -> None:
+        self.first = self.early = 0
+
+    async def GetUpload(self, request: object, context: object) -> transfer_pb2.GetUploadResponse:
+        return transfer_pb2.GetUploadResponse()
+
+    async def UploadBlob(self, requests: AsyncIterator[Any], context: object) -> None:
+        self.first += (await anext(requests)).digest.startswith("sha256:")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                async for _ in requests:
+                    self.early += 1
+        raise ResourceExhausted("no more of that", reason="UPLOADS_FULL")
+
+
+async def test_nothing_is_sent_before_it_is_wanted(node: NodeProject, tmp_path: Path):
+    (path := tmp_path / "file").write_bytes(bytes(8 * CHUNK))
+    server, refusing = RpcServer("127.0.0.1:0"), Refusing()
+    server.add(
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
+        refusing,
+        "treadle.api.registry.v1.RegistryService",
+    )
+    async with server.running(grace_s=0.1):
+        environment = {"TREADLE_ADDRESS": f"127.0.0.1:{server.port}"}
+        arguments = ["upload", json.dumps({"path": str(path)})]
+        ran = await asyncio.to_thread(node.run, STORES, arguments, environment)
+    (refused,) = ran.values
+    print(f"{refusing.first} upload began, {refusing.early} messages came before an answer")
+    assert (refusing.first, refusing.early) == (1, 0)
+    assert (refused["error"]["code"], refused["error"]["reason"]) == ("RESOURCE_EXHAUSTED", "UPLOADS_FULL")
 
 
 async def test_a_plan_and_an_estimate(ask: Ask, tmp_path: Path):

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +22,8 @@ from treadle.errors import (
 from treadle.models.config import ModelConfig, parse_config
 from treadle.models.llama import expected_tensors
 from treadle.models.quantization_config import FORMS
-from treadle.models.stored_folder import StoredFolder
-from treadle_registry.formats.canonical import WEIGHTS, json_bytes
+from treadle.models.stored_folder import StoredFile, StoredFolder
+from treadle_registry.formats.canonical import WEIGHTS, facts_of_config, json_bytes
 from treadle_registry.formats.float_tensors import FloatTensors, StoredFloats
 from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.gguf_tensors import GgufTensors
@@ -96,7 +96,7 @@ def _made_before(store: Store, parent_digest: str, derivation: Derivation) -> Pu
             # Gone meanwhile, or another's manifest that cannot be read: neither is this one's.
             continue
         manifest = known.manifest
-        if manifest.derivation is None or manifest.converter != DERIVER:
+        if manifest.derivation is None or manifest.converter != DERIVER or manifest.fetched_from:
             continue
         if manifest.derivation.key(manifest.parent_digest) == key:
             return known if store.is_whole(known) else None
@@ -133,11 +133,15 @@ def _stage_adapter(staging: Staging, derivation: Derivation) -> Derivation:
             raise PermissionDenied(
                 f"the registry may not read {name} of the adapter", reason="SOURCE_NOT_READABLE"
             ) from error
-    files = {file.path: file.digest for file in staging.listed("source")}
-    digest = digest_json(
-        {"kind": "adapter/1", "config": files[ADAPTER_CONFIG], "weights": files[ADAPTER_WEIGHTS]}
+    return replace(derivation, value=adapter_digest(staging.listed("source")))
+
+
+def adapter_digest(files: Iterable[StoredFile]) -> str:
+    """The name of an adapter's content; raises KeyError where one of its two files is not among `files`."""
+    digests = {file.path: file.digest for file in files}
+    return digest_json(
+        {"kind": "adapter/1", "config": digests[ADAPTER_CONFIG], "weights": digests[ADAPTER_WEIGHTS]}
     )
-    return replace(derivation, value=digest)
 
 
 class _Derivation:
@@ -257,7 +261,13 @@ class _Derivation:
                 tokenizer=parent.digests.tokenizer,
                 presentation=parent.digests.presentation,
             ),
-            facts=replace(parent.facts, quantization=quantization, dtypes=dtype_shares(stored)),
+            facts=replace(
+                parent.facts,
+                # A head that was tied has numbers of its own once it is quantised.
+                parameters=facts_of_config(config, parse_config(dict(config))).parameters,
+                quantization=quantization,
+                dtypes=dtype_shares(stored),
+            ),
             defaults=parent.defaults,
             files=self._staging.listed("canonical"),
             source_files=self._staging.listed("source"),

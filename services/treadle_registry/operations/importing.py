@@ -142,7 +142,9 @@ def _same_source(store: Store, staging: Staging) -> Published | None:
         except (NotFound, DataLoss, FailedPrecondition):
             # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
             continue
-        if known.manifest.source_files == staged and known.manifest.converter == CONVERTER:
+        manifest = known.manifest
+        made_here = manifest.converter == CONVERTER and not manifest.fetched_from
+        if made_here and manifest.source_files == staged:
             return known if store.is_whole(known) else None
     return None
 

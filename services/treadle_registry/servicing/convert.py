@@ -17,7 +17,8 @@ from treadle_registry.store.store import Published
 def timestamp_to_proto(seconds: float) -> timestamp_pb2.Timestamp:
     """Seconds since 1970."""
     stamp = timestamp_pb2.Timestamp()
-    stamp.FromNanoseconds(int(seconds * 1e6) * 1000)
+    # Rounded, so that a moment that was read here becomes the same one again.
+    stamp.FromNanoseconds(round(seconds * 1e6) * 1000)
     return stamp
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import secrets
 import time
@@ -25,7 +24,7 @@ from huggingface_hub.file_download import repo_folder_name, try_to_load_from_cac
 from huggingface_hub.utils import WeakFileLock
 
 from treadle.errors import PermissionDenied, ResourceExhausted, Unavailable
-from treadle_registry.sources.hub_client import COMMIT, HubFile
+from treadle_registry.sources.hub_client import COMMIT, HubFile, git_hash
 from treadle_registry.store.staging import fsync_folder
 
 _LOOK_EVERY_S = 0.25
@@ -175,7 +174,7 @@ class HubCache:
 def git_sha1(path: Path) -> str:
     """Git's name of a file's content."""
     with path.open("rb") as file:
-        digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        digest = git_hash(os.fstat(file.fileno()).st_size)
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

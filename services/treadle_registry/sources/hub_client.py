@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import re
 import time
@@ -40,6 +41,11 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def git_hash(size: int) -> hashlib._Hash:
+    """Begins git's hash of a file of `size` bytes."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file as the hub lists it."""
@@ -55,6 +61,15 @@ class HubFile:
     def etag(self) -> str:
         """The name of its blob in the cache."""
         return self.sha256 or self.git_sha1
+
+    @property
+    def digest(self) -> str:
+        """What `new_hash` must find: the algorithm's name, a colon, and hexadecimal digits."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"sha1:{self.git_sha1}"
+
+    def new_hash(self) -> hashlib._Hash:
+        """Begins the hash that the hub names the content by."""
+        return hashlib.sha256() if self.sha256 else git_hash(self.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,19 +4,20 @@ they come, and going on where the last attempt ended, be that in this process or
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 from collections.abc import Collection
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from treadle.errors import Cancelled, PermissionDenied, ResourceExhausted, TreadleError, Unavailable
+from treadle.errors import Cancelled, DataLoss, PermissionDenied, ResourceExhausted, TreadleError, Unavailable
+from treadle.transfer.partial_file import PartialFile
 from treadle_registry.operations.progress import Progress, Report, Stage
 from treadle_registry.sources.hub_cache import HubCache, cache_errors
 from treadle_registry.sources.hub_client import HubClient, HubFile, Listing
 from treadle_registry.sources.hub_errors import RATE_LIMITED, UNREACHABLE
 from treadle_registry.sources.hub_source import HubSource
-from treadle_registry.sources.partial_file import PartialFile
 
 PARALLEL = 4
 """Files at once: one connection rarely fills a line, and the hub counts requests."""
@@ -148,16 +149,39 @@ class HubDownload:
             path = self.cache.find(self._listing.commit, name, file)
             if path is None:
                 path = self.cache.blob(file)
-                with PartialFile(self.cache.partial(file), name, file) as partial:
-                    self._fill(partial, name)
-                    partial.finish(path)
+                with contextlib.closing(PartialFile.open(self.cache.partial(file), file.new_hash)) as partial:
+                    self._bring(partial, name, path)
         self._meter.done(name, file.size)
         return path.resolve()
 
+    def _bring(self, partial: PartialFile, name: str, path: Path) -> None:
+        """Goes on with what is there, up to the whole file `path`; of nothing nothing is left."""
+        file = self._listing.files[name]
+        if partial.size > file.size:
+            partial.start_over()
+        try:
+            while partial.catch_up():
+                self._check_stopped()
+            self._fill(partial, name)
+            partial.finish(file.digest, path)
+        except DataLoss as error:
+            partial.remove()
+            found = error.metadata.get("found_digest", "")
+            what = f"its content is {found}, the hub names {file.digest}" if found else error.message
+            raise DataLoss(
+                f"{name} came damaged and was thrown away: {what}; import again, and look at proxies where "
+                "it stays so",
+                reason="CHECKSUM_MISMATCH",
+                metadata={"file": name, "expected_hash": file.etag},
+            ) from error
+        finally:
+            if partial.size == 0:
+                partial.remove()
+
     def _fill(self, partial: PartialFile, name: str) -> None:
         """Asks for what is missing until nothing is, and gives up after several attempts without progress."""
-        failures = 0
-        while not partial.whole:
+        failures, due = 0, self._listing.files[name].size
+        while partial.size < due:
             self._meter.at(name, partial.size)
             before = partial.size
             try:
@@ -173,14 +197,17 @@ class HubDownload:
             self._check_stopped()
 
     def _go_on(self, partial: PartialFile, name: str) -> None:
+        due = self._listing.files[name].size
         with self._client.bytes_of(self._source, self._listing.commit, name, partial.size) as (start, pieces):
             if start != partial.size:
-                partial.restart()
+                partial.start_over()
             for piece in pieces:
                 self._check_stopped()
+                if partial.size + len(piece) > due:
+                    raise DataLoss(f"more than {due} bytes come")
                 partial.append(piece)
                 self._meter.at(name, partial.size)
-        if not partial.whole:
+        if partial.size < due:
             raise Unavailable("the hub's answer ended early", reason=UNREACHABLE)
 
     def _check_stopped(self) -> None:

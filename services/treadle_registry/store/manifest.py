@@ -93,6 +93,9 @@ class Manifest:
     parent_digest: str = ""
     derivation: Derivation | None = None
     """How it was made of its parent; None: it was imported."""
+    fetched_from: str = ""
+    """The other registry that it came from, by its name in the settings. The files make the digests; of what
+    they were made is that one's word, on which nothing is taken for made before."""
 
     @property
     def digest(self) -> str:

@@ -125,11 +125,14 @@ class Uploads:
             )
 
     def _sizes(self) -> list[int]:
+        """Of what takes room here alone: what an artifact has, too, takes none."""
         sizes = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    sizes.append(entry.stat().st_size)
+                    stat = entry.stat()
+                    if stat.st_nlink == 1:
+                        sizes.append(stat.st_size)
         return sizes
 
     def forget(self, digest: str) -> None:

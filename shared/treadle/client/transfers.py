@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ _TOKENIZER_FILES = frozenset(
 _MORE_TEMPLATES = "additional_chat_templates/"
 _TEXTS = (".json", ".txt", ".md", ".jinja", ".model")
 _SINGLE = "model.safetensors"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 
 BytesProgress = Callable[[int, int], None]
 """Told how many bytes are done, and how many there are."""
@@ -152,7 +154,8 @@ def _model_files(path: Path) -> list[Path]:
         raise invalid_field(
             "folder", f"{path} is no folder with a config.json, and no .gguf file; give the model's own"
         )
-    places = sorted(place for place in path.iterdir() if place.is_file() and not place.name.startswith("."))
+    # Other names the registry takes for no file of a model, and would refuse once all is there.
+    places = sorted(place for place in path.iterdir() if _PLAIN.fullmatch(place.name) and place.is_file())
     weights = [place for place in places if place.suffix == ".safetensors"]
     if any(place.name == _SINGLE for place in weights) and not (path / f"{_SINGLE}.index.json").exists():
         weights = [path / _SINGLE]

@@ -11,6 +11,7 @@ Locks die with their process, so nobody has to guess whether an entry is still i
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -32,13 +33,23 @@ class CacheFolder:
         self._blobs, self._artifacts = root / "blobs", root / "artifacts"
 
     def prepare(self) -> None:
-        """Makes the folders; raises FailedPrecondition (NODE_CACHE_NOT_WRITABLE)."""
+        """Makes the folders; raises OSError."""
+        for folder in (self._blobs, self._artifacts):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Says in plain words that the disk is full (ResourceExhausted: DISK_FULL), or that the folder cannot
+        be used (FailedPrecondition: NODE_CACHE_NOT_WRITABLE)."""
         try:
-            for folder in (self._blobs, self._artifacts):
-                folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
-                pass
+            yield
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise ResourceExhausted(
+                    f"the disk of the node cache {self.root} is full; free some space, or give another in "
+                    "TREADLE_NODE_CACHE: what has come is kept",
+                    reason="DISK_FULL",
+                ) from error
             raise FailedPrecondition(
                 f"the node cache {self.root} cannot be used: {error.strerror}; give another one in "
                 "TREADLE_NODE_CACHE",

@@ -39,7 +39,7 @@ class NodeCache:
 
         Files that are here are checked, and fetched again where they are damaged. Takes as long as it takes.
         Raises what the registry raises (NotFound for a file that it no longer has), DataLoss for content that
-        is not what its digest says, ResourceExhausted (NODE_CACHE_FULL), and FailedPrecondition
+        is not what its digest says, ResourceExhausted (NODE_CACHE_FULL, or DISK_FULL), and FailedPrecondition
         (NODE_CACHE_NOT_WRITABLE) for a cache that cannot be used.
         """
         files = [file for file in folder.files if names is None or file.path in names]
@@ -47,16 +47,17 @@ class NodeCache:
             return folder
         for file in files:
             checked_path(file.path)
-        await run_blocking(None, self._disk.prepare)
         digest = folder.artifact_digest
-        await self._hold(digest)
-        try:
-            await self._fill(digest, files)
-            if names is None:
-                await run_blocking(None, self._disk.take_away_strangers, digest, files)
-        except BaseException:
-            self.release(digest)
-            raise
+        with self._disk.errors():
+            await run_blocking(None, self._disk.prepare)
+            await self._hold(digest)
+            try:
+                await self._fill(digest, files)
+                if names is None:
+                    await run_blocking(None, self._disk.take_away_strangers, digest, files)
+            except BaseException:
+                self.release(digest)
+                raise
         return StoredFolder(self._disk.artifact(digest), digest, folder.files)
 
     @contextlib.asynccontextmanager

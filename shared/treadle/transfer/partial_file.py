@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -24,18 +24,22 @@ _READ_ONLY = 0o444
 _AGAIN_S = 1.0
 
 
+NewHash = Callable[[], "hashlib._Hash"]
+"""Begins a hash of a file's content."""
+
+
 class PartialFile:
     """What has arrived of one file: `size` bytes, which `catch_up` must have hashed before more come."""
 
-    def __init__(self, descriptor: int, path: Path) -> None:
-        self._descriptor, self._path = descriptor, path
-        self._digest = hashlib.sha256()
+    def __init__(self, descriptor: int, path: Path, new_hash: NewHash) -> None:
+        self._descriptor, self._path, self._new_hash = descriptor, path, new_hash
+        self._digest = new_hash()
         self._hashed = 0
         self.size = os.fstat(descriptor).st_size
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Opens or creates the partial file at `path`.
+    def open(cls, path: Path, new_hash: NewHash = hashlib.sha256) -> Self:
+        """Opens or creates the partial file at `path`; `finish` names the content by `new_hash`.
 
         Raises Unavailable (TRANSFER_IN_PROGRESS) while another writes it, Unimplemented on
         Windows, and OSError.
@@ -48,7 +52,7 @@ class PartialFile:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever held the lock may have renamed or removed the file before letting go.
                 if _is_still(path, descriptor):
-                    return cls(descriptor, path)
+                    return cls(descriptor, path, new_hash)
             except BlockingIOError:
                 os.close(descriptor)
                 raise Unavailable(
@@ -91,7 +95,7 @@ class PartialFile:
     def start_over(self) -> None:
         """Throws away what is there."""
         os.ftruncate(self._descriptor, 0)
-        self._digest = hashlib.sha256()
+        self._digest = self._new_hash()
         self._hashed = self.size = 0
 
     def finish(self, digest: str, target: Path) -> None:
@@ -100,7 +104,7 @@ class PartialFile:
         Raises DataLoss (CHECKSUM_MISMATCH) when the content is not that of `digest`; then it is removed.
         """
         assert self._hashed == self.size, "what is there must be hashed before it counts"
-        found = f"sha256:{self._digest.hexdigest()}"
+        found = f"{self._digest.name}:{self._digest.hexdigest()}"
         if found != digest:
             self.remove()
             raise DataLoss(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -204,3 +206,26 @@ async def test_a_cache_that_cannot_be_used(client: RegistryStubs, tmp_path: Path
         await cache.obtain(wanted)
     assert caught.value.reason == "NODE_CACHE_NOT_WRITABLE"
     assert "TREADLE_NODE_CACHE" in caught.value.message
+
+
+async def test_a_full_disk_is_said(
+    client: RegistryStubs, caches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = await imported(client, tmp_path / "m")
+    cache, write, failed = caches(), os.pwrite, 0
+
+    def full(descriptor: int, data: memoryview, at: int) -> int:
+        nonlocal failed
+        failed += 1
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ResourceExhausted) as caught:
+        await cache.obtain(folder)
+    assert caught.value.reason == "DISK_FULL"
+    assert str(tmp_path / "node") in caught.value.message
+    assert failed > 0
+    monkeypatch.setattr(os, "pwrite", write)
+    found = await cache.obtain(folder)
+    assert found.verify() == sum(file.size for file in folder.files)
+    print(f"{failed} writes failed; {caught.value.message}")

@@ -13,6 +13,7 @@ import pytest
 from cutting_proxy import CuttingProxy
 from damage import flip
 from google.longrunning import operations_pb2_grpc, operations_proto_pb2
+from lying_registry import Liar, lying
 from registry_stubs import RegistryStubs, answer, open_registry, write_folder
 from started_service import started
 from waiting import until
@@ -127,34 +128,6 @@ async def test_a_registry_that_is_away(far: RegistryStubs, client: RegistryStubs
     assert "the registry 'gone' cannot be reached" in caught.value.message
 
 
-class Liar(registry_pb2_grpc.RegistryServiceServicer):
-    """Passes on what another registry says, changed."""
-
-    def __init__(self, stub: object, change: Callable[[artifact_pb2.Artifact], None]) -> None:
-        self._stub, self._change = stub, change
-
-    async def ResolveModel(self, request, context):
-        response = await self._stub.ResolveModel(request)
-        self._change(response.artifact)
-        return response
-
-    async def DownloadBlob(self, request, context):
-        async for response in self._stub.DownloadBlob(request):
-            yield response
-
-
-@contextlib.asynccontextmanager
-async def lying(stub: object, change: Callable[[artifact_pb2.Artifact], None]) -> AsyncIterator[int]:
-    server = RpcServer("127.0.0.1:0")
-    server.add(
-        registry_pb2_grpc.add_RegistryServiceServicer_to_server,
-        Liar(stub, change),
-        "treadle.api.registry.v1.RegistryService",
-    )
-    async with server.running(grace_s=0.1):
-        yield server.port
-
-
 def other_weights(artifact: artifact_pb2.Artifact, other: artifact_pb2.Artifact) -> None:
     """The files of another model under this one's name."""
     mine = next(file for file in artifact.files if file.path == "model.safetensors")
@@ -194,9 +167,27 @@ LIES: dict[str, tuple[Callable[[artifact_pb2.Artifact, artifact_pb2.Artifact], o
     ),
     "no config": (lambda artifact, other: artifact.files.remove(artifact.files[0]), "DIGEST_MISMATCH"),
     "no files": (lambda artifact, other: artifact.ClearField("files"), "BAD_REMOTE_ARTIFACT"),
-    "a derived one": (
+    "a folder's path": (lambda artifact, other: moved(artifact, "a/b/c"), "BAD_REMOTE_ARTIFACT"),
+    "a long path": (lambda artifact, other: moved(artifact, "a" * 300), "BAD_REMOTE_ARTIFACT"),
+    "a path twice": (
+        lambda artifact, other: setattr(artifact.source_files[0], "path", "./model.safetensors"),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a file in a file": (
+        lambda artifact, other: setattr(artifact.source_files[0], "path", "model.safetensors/x"),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a year that no calendar has": (
+        lambda artifact, other: setattr(artifact.create_time, "seconds", 1 << 40),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "many types": (
+        lambda artifact, other: artifact.facts.dtypes.extend(artifact.facts.dtypes[:1] * 100),
+        "BAD_REMOTE_ARTIFACT",
+    ),
+    "a parent alone": (
         lambda artifact, other: setattr(artifact, "parent_digest", other.digest),
-        "REMOTE_DERIVED",
+        "BAD_REMOTE_ARTIFACT",
     ),
 }
 
@@ -217,7 +208,7 @@ async def test_lies_are_not_published(
                 await client.imported(registry=source("m0", "liar"))
             print(f"{case}: {caught.value.code} {caught.value.message!r}")
             assert caught.value.reason == reason
-            assert caught.value.code == ("FAILED_PRECONDITION" if "derived" in case else "DATA_LOSS")
+            assert caught.value.code == "DATA_LOSS"
             assert Store(client.store).digests() == []
             assert list((client.store / "tmp").iterdir()) == []
             assert not [path for path in (client.store / "blobs").rglob("*") if path.is_file()]

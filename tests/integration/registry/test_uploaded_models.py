@@ -51,6 +51,8 @@ async def test_a_folder_and_back(client: RegistryStubs, tmp_path: Path):
     folder = write_folder(tmp_path / "m")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    # No file of a model is called so, and the registry would take none.
+    (folder / "notes (1).txt").write_text("mine")
     same = import_source(Store.open(tmp_path / "another"), LocalSource("folder", str(folder)))
     async with RegistryClient(f"127.0.0.1:{client.port}") as registry:
         told = await sent(registry, folder, "mine")
@@ -59,7 +61,8 @@ async def test_a_folder_and_back(client: RegistryStubs, tmp_path: Path):
         assert artifact.digest == same.manifest.digest
         assert artifact.source == "upload:m"
         assert artifact.license == "mit"
-        assert {file.path for file in artifact.source_files} == names(folder) - {"pytorch_model.bin"}
+        none_of_it = {"pytorch_model.bin", "notes (1).txt"}
+        assert {file.path for file in artifact.source_files} == names(folder) - none_of_it
         assert told[0].stage == "hashing"
         assert {"uploading", "done"} <= {progress.stage for progress in told}
         assert names(client.store / "uploads") == set(), "what an import took up is no upload any more"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from blobs import CHUNK, begun_upload, digest_of, messages, publish, upload, write
 from damage import flip
-from registry_stubs import RegistryStubs, answer, write_folder
+from registry_stubs import RegistryStubs, answer, open_registry, write_folder
 from started_service import started
 from waiting import until
 
@@ -264,3 +265,49 @@ async def test_what_nobody_comes_back_for_goes_after_a_day(client: RegistryStubs
     assert uploads.sweep(now + KEPT_S + 60) == 2
     assert [await client_has(client, one) for one in (whole, begun, running)] == [0, 0, CHUNK]
     call.cancel()
+
+
+async def test_uploads_that_begin_at_once_share_the_room(tmp_path: Path, rng: random.Random):
+    """What is to come of one counts for the next before a byte of it is here."""
+    held = asyncio.Event()
+    taken = 0
+
+    async def accepted() -> None:
+        nonlocal taken
+        taken += 1
+
+    async def sending(content: bytes) -> AsyncIterator[transfers.UploadChunk]:
+        yield transfers.UploadChunk(digest_of(content), len(content), 0, b"")
+        await held.wait()
+
+    store = Store.open(tmp_path / "store")
+    async with transfers.Transfers(
+        store, max_uploads=8, max_downloads=8, max_upload_bytes=5 * CHUNK
+    ).running() as running:
+        contents = [rng.randbytes(2 * CHUNK) for _ in range(8)]
+        tasks = [asyncio.create_task(running.upload(sending(content), accepted)) for content in contents]
+        await until(lambda: taken + sum(task.done() for task in tasks) == len(tasks), "all have begun")
+        held.set()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [error for error in ended if isinstance(error, ResourceExhausted)]
+    print(f"{taken} of {len(tasks)} uploads were taken")
+    assert taken == 2
+    assert {error.reason for error in refused} == {"UPLOADS_FULL"}
+    assert len(refused) == len(tasks) - taken
+
+
+async def test_what_an_artifact_has_takes_no_room(tmp_path: Path, rng: random.Random):
+    async with open_registry(tmp_path / "store", max_upload_bytes=3 * CHUNK) as client:
+        files = []
+        for number in range(4):
+            file = write(tmp_path / str(number), rng.randbytes(CHUNK))
+            await upload_file(client.registry, tmp_path / file.path, file)
+            publish(client.store, file)
+            Uploads(Store(client.store)).forget(file.digest)
+            files.append(file)
+        for file in files:
+            assert (await client.call("GetUpload", digest=file.digest)).complete
+        assert len(list((client.store / "uploads").iterdir())) == len(files)
+        content = rng.randbytes(2 * CHUNK)
+        assert await upload(client, messages(content)) == len(content)
+    print(f"{len(files)} files of artifacts and an upload of {len(content)} bytes")

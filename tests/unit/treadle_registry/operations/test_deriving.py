@@ -24,6 +24,8 @@ from treadle.errors import (
     NotFound,
     TreadleError,
 )
+from treadle.models.config import parse_config
+from treadle_registry.formats.canonical import facts_of_config
 from treadle_registry.formats.safetensors_file import read_header
 from treadle_registry.operations.deriving import derive
 from treadle_registry.operations.importing import import_source
@@ -63,7 +65,8 @@ def test_what_is_recorded(store: Store, parent: Published, merge: Derivation):
         else:
             assert recorded == derivation
         assert manifest.facts.quantization == (derivation.value if derivation.kind == "quantization" else "")
-        assert manifest.facts.parameters == parent.manifest.facts.parameters
+        raw = json.loads((derived.canonical_folder / "config.json").read_text())
+        assert manifest.facts.parameters == facts_of_config(raw, parse_config(raw)).parameters
         assert manifest.defaults == parent.manifest.defaults
         assert {file.path for file in manifest.files} == {file.path for file in parent.manifest.files}
         changed = {file.path for file in set(manifest.files) - set(parent.manifest.files)}
