@@ -282,7 +282,7 @@ async def test_uploads_that_begin_at_once_share_the_room(tmp_path: Path, rng: ra
 
     store = Store.open(tmp_path / "store")
     async with transfers.Transfers(
-        store, max_uploads=8, max_downloads=8, max_upload_bytes=5 * CHUNK
+        store, max_uploads=8, max_downloads=8, max_upload_bytes=5 * CHUNK, used=lambda digest: None
     ).running() as running:
         contents = [rng.randbytes(2 * CHUNK) for _ in range(8)]
         tasks = [asyncio.create_task(running.upload(sending(content), accepted)) for content in contents]
