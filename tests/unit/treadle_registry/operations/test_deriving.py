@@ -420,3 +420,89 @@ def test_what_cannot_be_asked(store: Store, parent: Published, tmp_path: Path):
         assert refused.value.code == code
     with pytest.raises(NotFound):
         derive(store, f"sha256:{'0' * 64}", QUANTISED[0])
+
+
+def test_what_was_quantised_elsewhere_is_no_parent(store: Store, tmp_path: Path):
+    """Imported as it is, it has no parent here: it is not its own bfloat16."""
+    elsewhere = Store.open(tmp_path / "elsewhere")
+    model = import_source(elsewhere, LocalSource("folder", str(write_model(tmp_path / "model"))))
+    refused = 0
+    for derivation in QUANTISED:
+        quantised = derive(elsewhere, model.manifest.digest, derivation)
+        here = import_source(store, LocalSource("folder", str(quantised.canonical_folder)))
+        assert not here.manifest.parent_digest
+        for asked in (*QUANTISED, *FLOATS, Derivation("dtype", "bfloat16")):
+            with pytest.raises(FailedPrecondition, match="not quantised") as caught:
+                derive(store, here.manifest.digest, asked)
+            assert caught.value.reason == "QUANTIZED_PARENT"
+            refused += 1
+    print(f"{refused} derivations refused")
+    assert refused == 18
+
+
+def test_what_few_bits_cannot_span_is_not_quantised(store: Store, tmp_path: Path):
+    """Finite weights whose range is no number: int4 would store an infinite scale."""
+    folder = write_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.weight"][7, :2] = torch.tensor([3e38, -3e38])
+    save_file(weights, folder / "model.safetensors")
+    parent = import_source(store, LocalSource("folder", str(folder)))
+    with pytest.raises(FailedPrecondition, match=r"self_attn\.o_proj\.weight") as caught:
+        derive(store, parent.manifest.digest, Derivation("quantization", "int4"))
+    assert caught.value.reason == "OUT_OF_RANGE_WEIGHTS"
+    for form in ("int8", "mxfp4"):
+        derived = derive(store, parent.manifest.digest, Derivation("quantization", form))
+        scales = [tensor for tensor in weights_of(derived).values() if tensor.dtype is torch.float32]
+        assert all(scale.isfinite().all() for scale in scales)
+
+
+def write_shards(folder: Path, count: int) -> None:
+    """Splits a folder's weights into bfloat16 shards with an index, as the hub has them."""
+    path = folder / "model.safetensors"
+    weights = {name: weight.bfloat16() for name, weight in load_file(path).items()}
+    path.unlink()
+    weight_map = {}
+    for number in range(count):
+        shard = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        names = sorted(weights)[number::count]
+        save_file({name: weights[name] for name in names}, folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_parent_of_several_shards_gives_what_a_single_file_does(tmp_path: Path, merge: Derivation):
+    stores, parents = [], []
+    for count in (1, 3):
+        folder = write_model(tmp_path / f"model-{count}", template="{{ messages }}")
+        write_shards(folder, count)
+        # One store would have both as one artifact.
+        stores.append(Store.open(tmp_path / f"store-{count}"))
+        parents.append(import_source(stores[-1], LocalSource("folder", str(folder))))
+        assert len(list(parents[-1].canonical_folder.glob("*.safetensors"))) == count
+    assert parents[0].manifest.digest == parents[1].manifest.digest
+    compared = 0
+    for derivation in (*QUANTISED, *FLOATS, merge):
+        one, other = (derive(store, parents[0].manifest.digest, derivation) for store in stores)
+        assert one.manifest.digest == other.manifest.digest != parents[0].manifest.digest
+        weights = sorted(path.name for path in other.canonical_folder.glob("model*"))
+        assert weights == ["model.safetensors"], "no shard and no index of the parent's"
+        assert stores[1].is_whole(other)
+        compared += 1
+    print(f"{compared} derivations of three shards")
+    assert compared == 6
+
+
+def test_the_types_are_those_of_the_stored_tensors(store: Store, parent: Published, merge: Derivation):
+    asked = 0
+    for derivation in (*QUANTISED, *FLOATS, merge):
+        derived = derive(store, parent.manifest.digest, derivation)
+        found: dict[str, list[int]] = {}
+        for tensor in read_header(derived.canonical_folder / "model.safetensors").values():
+            counted = found.setdefault(tensor.dtype, [0, 0])
+            counted[0] += tensor.elements
+            counted[1] += tensor.size
+        told = {share.dtype: [share.parameters, share.bytes] for share in derived.manifest.facts.dtypes}
+        assert told == found
+        asked += len(found)
+    print(f"{asked} types of six derived models")
