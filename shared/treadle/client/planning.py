@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from google.rpc import status_pb2
 
@@ -17,6 +17,7 @@ from treadle.rpc import from_status
 
 Strategy = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 _INSPECT_S = 150.0
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +162,14 @@ class PlanningMethods(RegistryConnection):
             device_map=device_map,
         )
         response = await self._call(lambda left_s: self._stub.PlanDeviceMap(request, timeout=left_s))
-        # A map of the contract has no order; people read layers and devices in theirs.
-        device_map, used = (
-            {name: found[name] for name in sorted(found, key=_in_order)}
-            for found in (response.device_map, response.used_bytes)
+        return DevicePlan(
+            _in_order(response.device_map), _in_order(response.used_bytes), tuple(response.warnings)
         )
-        return DevicePlan(device_map, used, tuple(response.warnings))
+
+
+def _in_order(found: Mapping[str, _V]) -> dict[str, _V]:
+    """Layers and devices as people count them: the contract's maps have no order."""
+    return {name: found[name] for name in sorted(found, key=_place)}
 
 
 def _configuration(precision: Precision) -> deployment_pb2.ServingConfiguration:
@@ -175,7 +178,7 @@ def _configuration(precision: Precision) -> deployment_pb2.ServingConfiguration:
     )
 
 
-def _in_order(name: str) -> list[tuple[bool, int, str]]:
+def _place(name: str) -> list[tuple[bool, int, str]]:
     """Sorts "model.layers.9" before "model.layers.10", and numbers before words."""
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 

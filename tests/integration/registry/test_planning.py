@@ -239,13 +239,17 @@ async def test_the_commands(client: RegistryStubs, tmp_path: Path, model: Any):
         address, "plan", "tiny", "--device", "0=1GiB", "--device", "cpu=8GB", "--json"
     )
     assert json.loads(output)["device_map"] == {"": "0"}
+    code, output, _ = await treadle(
+        address, "plan", "tiny", "--strategy", "sequential", "--device", "0=1", "--device", "cpu=1", "--json"
+    )
+    assert json.loads(output)["device_map"] == {"": "disk"}
     by_hand = tmp_path / "map.json"
     by_hand.write_text(json.dumps({"model": 0, "lm_head": "cpu"}))
     code, output, messages = await treadle(address, "plan", "tiny", "--map", str(by_hand))
     assert (code, "lm_head" in output) == (0, True)
     assert "note: lm_head.weight is model.embed_tokens.weight" in messages
     for arguments, named in (
-        (("plan", "tiny"), "free_memory"),
+        (("plan", "tiny"), "--device 0=24GiB"),
         (("plan", "tiny", "--device", "0"), "DEVICE=SIZE"),
         (("plan", "tiny", "--device", "tpu=1GB"), "unknown"),
         (("estimate", "tiny", "--quantization", "int2"), "int8, int4"),
