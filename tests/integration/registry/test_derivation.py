@@ -270,6 +270,12 @@ async def test_what_a_person_is_told_of_a_derived_model(served: Served):
     _, out, _ = await treadle(served, "show", "few")
     for word in ("types", "I32: ", made.parent_digest[:20], "canonical/model.safetensors"):
         assert word in out
+    for source in ("few", made.location):
+        found = json.loads((await treadle(served, "inspect", source, "--json"))[1])
+        assert found["refusal"] is None
+        assert found["quantization"]["summary"] == "int4, as treadle models quantize stores it"
+    folder = await served.stubs.call("InspectModel", folder=made.location)
+    assert folder.facts.quantization == "int4"
     _, out, _ = await treadle(served, "show", "small")
     assert out.count("canonical/config.json") == out.count("source/config.json") == 1
     _, out, _ = await treadle(served, "list", "--json")
