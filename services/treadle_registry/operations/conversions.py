@@ -58,18 +58,22 @@ class DtypeConversion:
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:
         """Raises FailedPrecondition (OUT_OF_RANGE_WEIGHTS) for what float16 cannot hold."""
         if self._stored == "F16":
-            largest = float(np.abs(values).max(initial=0))
-            if not largest < _FLOAT16_OVERFLOWS:
-                raise FailedPrecondition(
-                    f"{name} has the value {largest:g}, which float16 cannot hold (65504 at most); take "
-                    "bfloat16 or float32",
-                    reason="OUT_OF_RANGE_WEIGHTS",
-                )
+            _check_float16(name, values)
         yield name, encode(values, self._stored)
 
 
 _FLOAT16_OVERFLOWS = 65520.0
 """From here on the nearest float16 is infinity."""
+
+
+def _check_float16(name: str, values: Floats) -> None:
+    largest = float(np.abs(values).max(initial=0))
+    if not largest < _FLOAT16_OVERFLOWS:
+        raise FailedPrecondition(
+            f"{name} has the value {largest:g}, which float16 cannot hold (65504 at most); take bfloat16 or "
+            "float32",
+            reason="OUT_OF_RANGE_WEIGHTS",
+        )
 
 
 class QuantizedConversion:
@@ -161,9 +165,12 @@ class MergeConversion:
         }
 
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:
-        """Raises InvalidArgument (CORRUPT_ADAPTER) for an adapter that is not finite."""
+        """Raises InvalidArgument (CORRUPT_ADAPTER) for an adapter that is not finite, FailedPrecondition
+        (OUT_OF_RANGE_WEIGHTS) for sums that float16 cannot hold."""
         if name in self._adapter.tensors:
             if self._added is None or self._added[0] != name:
                 self._added = name, self._adapter.load(name)
             values = values + self._added[1].rows(first, len(values))
+            if self._weights.dtype(name) == "F16":
+                _check_float16(name, values)
         yield name, encode(values, self._weights.dtype(name))

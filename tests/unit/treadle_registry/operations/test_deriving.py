@@ -456,6 +456,19 @@ def test_what_few_bits_cannot_span_is_not_quantised(store: Store, tmp_path: Path
         assert all(scale.isfinite().all() for scale in scales)
 
 
+def test_a_merge_that_float16_cannot_hold_is_refused(store: Store, parent: Published, tmp_path: Path):
+    tensors = {name: values * 1000 for name, values in lora_tensors(3).items()}
+    merge = Derivation("adapter_merge", "", str(write_adapter(tmp_path / "adapter", tensors)))
+    narrow = derive(store, parent.manifest.digest, Derivation("dtype", "float16"))
+    with pytest.raises(FailedPrecondition, match="which float16 cannot hold") as caught:
+        derive(store, narrow.manifest.digest, merge)
+    assert caught.value.reason == "OUT_OF_RANGE_WEIGHTS"
+    wide = weights_of(derive(store, parent.manifest.digest, merge))
+    largest = max(float(weight.abs().max()) for weight in wide.values())
+    print(f"the largest is {largest:g}")
+    assert 65520 < largest < float("inf")
+
+
 def write_shards(folder: Path, count: int) -> None:
     """Splits a folder's weights into bfloat16 shards with an index, as the hub has them."""
     path = folder / "model.safetensors"
