@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from treadle.errors import invalid_field
+from treadle.errors import FailedPrecondition, FieldViolation, invalid_field
 from treadle.models.config import ModelConfig, read_config
 from treadle.models.device_budget import Budget, balanced, ordered, read_size
 from treadle.models.device_map import infer_device_map
@@ -97,12 +97,23 @@ class Planner:
         return await asyncio.to_thread(_place, config, dtype, quantization, request, budget, is_users)
 
     async def _model(self, model: str, precision: Precision) -> tuple[ModelConfig, str]:
-        """The configuration, and how the weights are quantised once they are loaded."""
+        """The configuration, and how the weights are quantised once they are loaded.
+
+        Raises FailedPrecondition (QUANTIZED_OTHERWISE) as a worker would.
+        """
         published, _ = await self._registry.resolve(model)
         config = await self._registry.in_thread(read_config, published.canonical_folder)
         stored = published.manifest.facts.quantization
+        asked = precision.quantization
+        if stored and asked != stored and asked in QUANTIZATIONS[1:]:
+            raise FailedPrecondition(
+                f"configuration.quantization: the model is stored as {stored}, which no worker serves as "
+                f"{asked}; ask for the model that it was made of, or leave it empty",
+                reason="QUANTIZED_OTHERWISE",
+                fields=(FieldViolation("configuration.quantization", f"the model is stored as {stored}"),),
+            )
         # What else is stored becomes floats again as it is loaded.
-        return config, precision.quantization or (stored if stored in QUANTIZATIONS else "")
+        return config, asked or (stored if stored in QUANTIZATIONS else "")
 
 
 def _budget(request: PlacementRequest) -> tuple[Budget, bool]:

@@ -128,17 +128,17 @@ class HuggingFaceFolder:
                 )
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         stored = {name: tensor for name, (_, tensor) in places.items()}
-        if not _is_of_this_suite(config) and (quantized := quantization_of(config, files, stored)):
+        if not own_quantization(config) and (quantized := quantization_of(config, files, stored)):
             raise refusal(quantized)
         check_tensors(parse_config(config), stored)
         return replace(_text_parts(files, config), dtypes=dtype_shares(stored)), places
 
 
-def _is_of_this_suite(config: Mapping[str, Any]) -> bool:
-    """Whether the weights are quantised, and as this suite stores them."""
+def own_quantization(config: Mapping[str, Any]) -> str:
+    """How the weights are quantised where it is this suite that stores them so; else ""."""
     with contextlib.suppress(TreadleError):
-        return bool(parse_config(dict(config)).quantization)
-    return False
+        return parse_config(dict(config)).quantization
+    return ""
 
 
 def check_config(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.huggingface_folder import (
     has_chat_template,
     license_of,
+    own_quantization,
     quantization_of,
     read_json,
 )
@@ -78,8 +79,13 @@ def inspect_safetensors(
         parameters = _parameters(config, tensors)
     else:
         parameters = quantization.quantized_parameters + quantization.unquantized_parameters
+    own = own_quantization(config)
+    if own and quantization:
+        # Under compressed-tensors' words lie other numbers.
+        quantization = replace(quantization, summary=f"{own}, as treadle models quantize stores it")
     facts = replace(
         _facts(config, parameters),
+        quantization=own,
         dtypes=dtype_shares(tensors),
         license=license_of(files),
         has_chat_template=has_chat_template(files),

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from treadle.errors import FailedPrecondition
+from treadle.models.bfloat16 import widen_bfloat16
 from treadle.models.config import ModelConfig
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
 from treadle.models.quantization import (
@@ -57,18 +58,22 @@ class DtypeConversion:
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:
         """Raises FailedPrecondition (OUT_OF_RANGE_WEIGHTS) for what float16 cannot hold."""
         if self._stored == "F16":
-            largest = float(np.abs(values).max(initial=0))
-            if not largest < _FLOAT16_OVERFLOWS:
-                raise FailedPrecondition(
-                    f"{name} has the value {largest:g}, which float16 cannot hold (65504 at most); take "
-                    "bfloat16 or float32",
-                    reason="OUT_OF_RANGE_WEIGHTS",
-                )
+            _check_float16(name, values)
         yield name, encode(values, self._stored)
 
 
 _FLOAT16_OVERFLOWS = 65520.0
 """From here on the nearest float16 is infinity."""
+
+
+def _check_float16(name: str, values: Floats) -> None:
+    largest = float(np.abs(values).max(initial=0))
+    if not largest < _FLOAT16_OVERFLOWS:
+        raise FailedPrecondition(
+            f"{name} has the value {largest:g}, which float16 cannot hold (65504 at most); take bfloat16 or "
+            "float32",
+            reason="OUT_OF_RANGE_WEIGHTS",
+        )
 
 
 class QuantizedConversion:
@@ -102,7 +107,8 @@ class QuantizedConversion:
         self.layouts: Mapping[str, StoredLayout] = layouts
 
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:
-        """Raises FailedPrecondition (NOT_FINITE_WEIGHTS): NaN and infinity have no few bits."""
+        """Raises FailedPrecondition: NOT_FINITE_WEIGHTS, as NaN and infinity have no few bits, and
+        OUT_OF_RANGE_WEIGHTS for what int4's scales cannot span."""
         if name in self._products:
             yield from self._quantized(*self._products[name], first, values)
         else:
@@ -131,6 +137,11 @@ def _quantized(product: str, form: Quantization, weight_RI: Floats) -> Pieces:
         yield scale, int8.scale_Og.data
     elif form == "int4":
         int4 = quantize_int4(weight_RI)
+        if not all(np.isfinite(widen_bfloat16(of_groups)).all() for of_groups in int4[1:]):
+            raise FailedPrecondition(
+                f"{weight} has values too far apart for the bfloat16 scale of an int4 group; take int8",
+                reason="OUT_OF_RANGE_WEIGHTS",
+            )
         yield packed, pack_words(int4.q_OI).data
         yield scale, int4.scale_Og.data
         yield f"{product}.weight_min", int4.minimum_Og.data
@@ -154,9 +165,12 @@ class MergeConversion:
         }
 
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:
-        """Raises InvalidArgument (CORRUPT_ADAPTER) for an adapter that is not finite."""
+        """Raises InvalidArgument (CORRUPT_ADAPTER) for an adapter that is not finite, FailedPrecondition
+        (OUT_OF_RANGE_WEIGHTS) for sums that float16 cannot hold."""
         if name in self._adapter.tensors:
             if self._added is None or self._added[0] != name:
                 self._added = name, self._adapter.load(name)
             values = values + self._added[1].rows(first, len(values))
+            if self._weights.dtype(name) == "F16":
+                _check_float16(name, values)
         yield name, encode(values, self._weights.dtype(name))

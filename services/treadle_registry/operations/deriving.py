@@ -61,9 +61,9 @@ def derive(store: Store, parent_digest: str, derivation: Derivation, report: Rep
     """
     report(Progress(Stage.CHECKING))
     parent = store.get(parent_digest)
+    _check_parent(parent.manifest)
     if derivation == Derivation("dtype", "bfloat16") and not parent.manifest.parent_digest:
         return parent
-    _check_parent(parent.manifest)
     with disk_errors("the derived model"), store.staging() as staging:
         if derivation.kind == "adapter_merge":
             derivation = _stage_adapter(staging, derivation)
@@ -79,9 +79,10 @@ def derive(store: Store, parent_digest: str, derivation: Derivation, report: Rep
 
 def _check_parent(manifest: Manifest) -> None:
     if manifest.facts.quantization:
+        whole = f", {manifest.parent_digest}" if manifest.parent_digest else "; import that, not quantised"
         raise FailedPrecondition(
             f"the model is stored as {manifest.facts.quantization} already; derive from the model that "
-            f"it was made of, {manifest.parent_digest}",
+            f"it was made of{whole}",
             reason="QUANTIZED_PARENT",
         )
 

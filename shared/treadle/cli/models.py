@@ -126,8 +126,12 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
                 "aliases": names[artifact.digest],
                 "model_type": artifact.model_type,
                 "parameters": artifact.parameters,
+                "context_length": artifact.context_length,
                 "total_bytes": artifact.total_bytes,
                 "source": artifact.source,
+                "quantization": artifact.quantization,
+                "derivation": artifact.derivation,
+                "parent_digest": artifact.parent_digest,
             }
             for artifact in artifacts
         ]
@@ -136,7 +140,9 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
     if not artifacts:
         message_console().print("the store is empty; `treadle models import SOURCE --alias NAME` fills it")
         return
-    table = Table("ALIAS", "DIGEST", "TYPE", "PARAMETERS", "CONTEXT", "SIZE", box=None, pad_edge=False)
+    table = Table(
+        "ALIAS", "DIGEST", "TYPE", "PARAMETERS", "CONTEXT", "SIZE", "DERIVED", box=None, pad_edge=False
+    )
     for artifact in artifacts:
         table.add_row(
             ", ".join(names[artifact.digest]) or "-",
@@ -145,6 +151,7 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
             f"{artifact.parameters / 1e6:.0f} M",
             str(artifact.context_length),
             f"{artifact.total_bytes / 1e6:.0f} MB",
+            artifact.derivation.partition(" sha256:")[0] or "-",
         )
     result_console().print(table)
 
@@ -171,12 +178,19 @@ def show(
     console = result_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
-        if key not in ("files", "source_files") and value != "":
+        if key not in ("files", "source_files", "dtypes") and value != "":
             table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+    for place, share in enumerate(artifact.dtypes):
+        table.add_row(
+            "" if place else "types",
+            f"{share.dtype}: {share.parameters / 1e6:.2f} M, {share.size / 1e6:.2f} MB",
+        )
     console.print(table)
     files = Table("FILE", "BYTES", "DIGEST", box=None, pad_edge=False)
-    for file in (*artifact.files, *artifact.source_files):
-        files.add_row(file.path, str(file.size), file.digest[:_SHORT])
+    # As they lie in the artifact's folder: both may have a config.json.
+    for folder, listed in (("canonical", artifact.files), ("source", artifact.source_files)):
+        for file in listed:
+            files.add_row(f"{folder}/{file.path}", str(file.size), file.digest[:_SHORT])
     console.print()
     console.print(files)
 

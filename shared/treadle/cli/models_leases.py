@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.help import add_command
 from treadle.cli.locate import credentials, registry_address
 from treadle.cli.names import full_name
-from treadle.cli.options import Registry
+from treadle.cli.options import AsJson, Registry
 from treadle.client import Evictions, Lease, RegistryClient
 from treadle.errors import invalid_field
 
@@ -34,6 +36,7 @@ def leases(
         str,
         typer.Argument(help="An alias, a digest, or the start of one; nothing: all.", show_default=False),
     ] = "",
+    as_json: AsJson = False,
     registry: Registry = "",
 ) -> None:
     """List who holds models: workers, jobs, clients."""
@@ -44,6 +47,9 @@ def leases(
             return await client.leases(digest)
 
     found = asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps([asdict(lease) for lease in found], indent=2, default=_plain))
+        return
     if not found:
         message_console().print("nobody holds a lease")
         return
@@ -67,6 +73,7 @@ def evict(
         typer.Option(metavar="SIZE", help="What the store may have then, as 20GB.", show_default="its quota"),
     ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False,
+    as_json: AsJson = False,
     registry: Registry = "",
 ) -> None:
     """Delete the models that were used least recently until the store is small enough.
@@ -79,6 +86,9 @@ def evict(
             return await client.evict(_bytes(to) if to else None, dry_run=dry_run)
 
     result = asyncio.run(ask())
+    if as_json:
+        typer.echo(json.dumps(asdict(result), indent=2, default=_plain))
+        return
     table = Table("MODEL", "USED", "FREES", "IS", "WHY", box=None, pad_edge=False)
     for entry in result.evictions:
         table.add_row(
@@ -101,3 +111,8 @@ def _bytes(text: str) -> int:
     if match is None:
         raise invalid_field("to", f"must be a size, as 20GB or 500MB; got {text!r}")
     return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _plain(value: object) -> str:
+    assert isinstance(value, datetime)
+    return value.isoformat()

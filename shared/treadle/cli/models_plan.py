@@ -133,10 +133,10 @@ def _print_inspection(found: ModelInspection) -> None:
         ("parameters", _count(found.parameters)),
         ("context", f"{found.context_length or '-'} tokens"),
         ("vocabulary", str(found.vocab_size or "-")),
-        ("layers", f"{found.num_layers or '-'} of {found.hidden_size or '-'}"),
+        ("layers", f"{found.num_layers or '-'}, hidden size {found.hidden_size or '-'}"),
         ("licence", found.license or "-"),
         ("chat template", "yes" if found.has_chat_template else "no"),
-        ("format", f"{found.format}, {len(found.files)} files, {_size(found.total_bytes)}"),
+        ("format", f"{found.format}, {_files(len(found.files))}, {_size(found.total_bytes)}"),
     ]
     rows += [
         ("types" if not place else "", f"{share.dtype}: {_count(share.parameters)}, {_size(share.size)}")
@@ -243,6 +243,10 @@ def plan(
     """
     device_map = None if by_hand is None else _read_map(by_hand)
     max_memory = _devices(device or [])
+    if not max_memory and not device_map:
+        raise invalid_field(
+            "device", "say what may be used of each device: --device 0=24GiB --device cpu=64GB; or give --map"
+        )
 
     async def ask() -> DevicePlan:
         async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
@@ -297,6 +301,10 @@ def _print_rows(rows: Sequence[tuple[str, str]]) -> None:
     for row in rows:
         table.add_row(*row)
     result_console().print(table)
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _count(number: int) -> str:

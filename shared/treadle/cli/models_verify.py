@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,7 +13,7 @@ from treadle.cli.console import message_console, result_console
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
 from treadle.cli.names import full_name
-from treadle.cli.options import Registry
+from treadle.cli.options import AsJson, Registry
 from treadle.cli.report import Report
 from treadle.client import RegistryClient, Verification
 from treadle.errors import DataLoss
@@ -24,6 +26,7 @@ def verify(
             help="An alias, a digest, or the start of one; nothing: every model.", show_default=False
         ),
     ] = "",
+    as_json: AsJson = False,
     registry: Registry = "",
 ) -> None:
     """Hash a model's files again, and say which are damaged.
@@ -31,18 +34,27 @@ def verify(
     Exits with 1 when one is. Importing the model again, from wherever, puts its files right.
     """
     last = run_until_interrupted(_verify(registry_address(registry), name))
-    if not last.damaged_files:
-        size = f"{last.total_bytes / 1e6:.0f} MB"
-        result_console().print(f"{last.artifacts} models, {size}: every file is whole")
-        return
+    if as_json:
+        rows = [asdict(file) for file in last.damaged_files]
+        said = {"artifacts": last.artifacts, "total_bytes": last.total_bytes, "damaged_files": rows}
+        typer.echo(json.dumps(said, indent=2))
+    elif not last.damaged_files:
+        models = "1 model" if last.artifacts == 1 else f"{last.artifacts} models"
+        result_console().print(f"{models}, {last.total_bytes / 1e6:.0f} MB: every file is whole")
+    else:
+        _print_damaged(last)
+    if last.damaged_files:
+        raise DataLoss(
+            f"{len(last.damaged_files)} files are damaged; import their models again, which replaces them",
+            reason="DAMAGED_FILE",
+        )
+
+
+def _print_damaged(last: Verification) -> None:
     table = Table("MODEL", "FILE", "EXPECTED", "FOUND", box=None, pad_edge=False)
     for file in last.damaged_files:
         table.add_row(file.artifact_digest, file.path, file.expected_digest or "-", file.found_digest or "-")
     result_console().print(table)
-    raise DataLoss(
-        f"{len(last.damaged_files)} files are damaged; import their models again, which replaces them",
-        reason="DAMAGED_FILE",
-    )
 
 
 async def _verify(address: str, name: str) -> Verification:

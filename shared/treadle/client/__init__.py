@@ -1,7 +1,15 @@
 """The Python client: plain dataclasses in and out, errors as `treadle.errors.TreadleError`."""
 
 from treadle.client.answer import Answer, BatchItem, Choice, Chunk, Prompt, ServedModel, TokenLogprobs, Usage
-from treadle.client.artifact import Alias, Artifact, ArtifactFile, HubOptions, ImportProgress, ModelSource
+from treadle.client.artifact import (
+    Alias,
+    Artifact,
+    ArtifactFile,
+    DtypeShare,
+    HubOptions,
+    ImportProgress,
+    ModelSource,
+)
 from treadle.client.async_client import AsyncClient
 from treadle.client.deployment import (
     Deployment,
@@ -18,7 +26,6 @@ from treadle.client.derivation import DerivationProgress
 from treadle.client.planning import (
     CheckpointQuantization,
     DevicePlan,
-    DtypeShare,
     MemoryEstimate,
     ModelInspection,
     Precision,

@@ -80,6 +80,15 @@ class ArtifactFile:
 
 
 @dataclass(frozen=True, slots=True)
+class DtypeShare:
+    """How much of a model's files is of one type, as safetensors or GGUF names it; `size` in bytes."""
+
+    dtype: str
+    parameters: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A model in the store."""
 
@@ -107,6 +116,8 @@ class Artifact:
     """What it was derived from; empty: it was imported."""
     derivation: str = ""
     """How, in words."""
+    dtypes: tuple[DtypeShare, ...] = ()
+    """Types of the files as they came, or of the stored tensors of one that was derived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from treadle.api.registry.v1 import artifact_pb2, inspection_pb2, registry_pb2
-from treadle.client.artifact import Artifact, ArtifactFile, ModelSource
+from treadle.client.artifact import Artifact, ArtifactFile, DtypeShare, ModelSource
 
 
 def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
@@ -37,7 +37,13 @@ def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
         quantization=facts.quantization,
         parent_digest=artifact.parent_digest,
         derivation=_derivation(artifact.derivation),
+        dtypes=dtypes_from_proto(facts),
     )
+
+
+def dtypes_from_proto(facts: artifact_pb2.ModelFacts) -> tuple[DtypeShare, ...]:
+    """Types by their shares, the most parameters first."""
+    return tuple(DtypeShare(share.dtype, share.parameters, share.bytes) for share in facts.dtypes)
 
 
 def _derivation(derivation: artifact_pb2.Derivation) -> str:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from google.rpc import status_pb2
 
 from treadle.api.registry.v1 import deployment_pb2, inspection_pb2, planning_pb2
-from treadle.client.artifact import ModelSource
-from treadle.client.convert_artifact import set_source
+from treadle.client.artifact import DtypeShare, ModelSource
+from treadle.client.convert_artifact import dtypes_from_proto, set_source
 from treadle.client.registry_connection import RegistryConnection
 from treadle.errors import TreadleError, invalid_field
 from treadle.rpc import from_status
 
 Strategy = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 _INSPECT_S = 150.0
-
-
-@dataclass(frozen=True, slots=True)
-class DtypeShare:
-    """How much of a model's files is of one type, as safetensors or GGUF names it; `size` in bytes."""
-
-    dtype: str
-    parameters: int
-    size: int
+_V = TypeVar("_V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +162,25 @@ class PlanningMethods(RegistryConnection):
             device_map=device_map,
         )
         response = await self._call(lambda left_s: self._stub.PlanDeviceMap(request, timeout=left_s))
-        return DevicePlan(dict(response.device_map), dict(response.used_bytes), tuple(response.warnings))
+        return DevicePlan(
+            _in_order(response.device_map), _in_order(response.used_bytes), tuple(response.warnings)
+        )
+
+
+def _in_order(found: Mapping[str, _V]) -> dict[str, _V]:
+    """Layers and devices as people count them: the contract's maps have no order."""
+    return {name: found[name] for name in sorted(found, key=_place)}
 
 
 def _configuration(precision: Precision) -> deployment_pb2.ServingConfiguration:
     return deployment_pb2.ServingConfiguration(
         dtype=precision.dtype, quantization=precision.quantization, cache_dtype=precision.cache_dtype
     )
+
+
+def _place(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts "model.layers.9" before "model.layers.10", and numbers before words."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
 def _unsigned(field: str, value: int) -> int:
@@ -198,7 +202,7 @@ def _inspection_from_proto(response: inspection_pb2.InspectModelResponse) -> Mod
         num_layers=facts.num_layers,
         license=facts.license,
         has_chat_template=facts.has_chat_template,
-        dtypes=tuple(DtypeShare(share.dtype, share.parameters, share.bytes) for share in facts.dtypes),
+        dtypes=dtypes_from_proto(facts),
         format=response.format,
         files={file.path: file.bytes for file in response.files},
         total_bytes=response.total_bytes,

@@ -17,7 +17,13 @@ from peft_folder import lora_tensors, write_adapter
 from registry_stubs import RegistryStubs, answer
 from small_folder import write_model
 
-from treadle.api.registry.v1 import artifact_pb2, derivation_pb2, registry_pb2, registry_pb2_grpc
+from treadle.api.registry.v1 import (
+    artifact_pb2,
+    deployment_pb2,
+    derivation_pb2,
+    registry_pb2,
+    registry_pb2_grpc,
+)
 from treadle.client import RegistryClient
 from treadle.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from treadle.rpc import from_status, open_channel
@@ -216,3 +222,76 @@ async def test_the_command_line(served: Served, tmp_path: Path):
     code, _, words = await treadle(served, "quantize", "small", "--to", "int5")
     assert code != 0
     assert "int8, int4, mxfp4" in " ".join(words.split())
+
+
+async def test_what_is_quantised_is_planned_as_it_is_served(served: Served):
+    """A worker holds what the file has; MXFP4 becomes floats, and nothing is quantised otherwise."""
+    few = {form: (await served.derived("small", quantization=form)) for form in ("int8", "int4", "mxfp4")}
+    plain = await served.stubs.call("EstimateMemory", model="small")
+    refused = 0
+    for form, derived in few.items():
+        digest, stored = derived.artifact.digest, derived.artifact.facts.dtypes
+        found = await served.stubs.call("EstimateMemory", model=digest)
+        if form == "mxfp4":
+            assert found.weight_bytes == plain.weight_bytes
+        else:
+            # The last group of a row may be short in the file; int4 says its shapes there, too.
+            said = sum(share.bytes for share in stored if share.dtype != "I64")
+            assert said <= found.weight_bytes < plain.weight_bytes * 1.3
+        for method in ("EstimateMemory", "PlanDeviceMap"):
+            for other in {"int8", "int4"} - {form}:
+                asked = deployment_pb2.ServingConfiguration(quantization=other)
+                with pytest.raises(FailedPrecondition) as caught:
+                    await served.stubs.call(
+                        method,
+                        model=digest,
+                        configuration=asked,
+                        **({"max_memory": {"cpu": "1GB"}} if method == "PlanDeviceMap" else {}),
+                    )
+                assert caught.value.reason == "QUANTIZED_OTHERWISE"
+                refused += 1
+    print(f"{refused} other quantisations refused")
+    assert refused == 8
+
+
+async def test_what_a_person_is_told_of_a_derived_model(served: Served):
+    made = (await served.derived("small", "few", quantization="int4")).artifact
+    async with RegistryClient(served.address) as client:
+        told = await client.resolve("few")
+        assert {share.dtype: share.size for share in told.dtypes} == {
+            share.dtype: share.bytes for share in made.facts.dtypes
+        }
+        plan = await client.plan_device_map(
+            "small", strategy="sequential", max_memory={"cpu": "1kB", "0": "10kB", "10": "10kB", "2": "10kB"}
+        )
+    numbers = [int(place) for place in plan.used_bytes if place.isdecimal()]
+    assert numbers == sorted(numbers), "devices as people count them"
+    assert (told.quantization, told.derivation) == ("int4", "quantization int4")
+    _, out, _ = await treadle(served, "show", "few")
+    for word in ("types", "I32: ", made.parent_digest[:20], "canonical/model.safetensors"):
+        assert word in out
+    for source in ("few", made.location):
+        found = json.loads((await treadle(served, "inspect", source, "--json"))[1])
+        assert found["refusal"] is None
+        assert found["quantization"]["summary"] == "int4, as treadle models quantize stores it"
+    folder = await served.stubs.call("InspectModel", folder=made.location)
+    assert folder.facts.quantization == "int4"
+    _, out, _ = await treadle(served, "show", "small")
+    assert out.count("canonical/config.json") == out.count("source/config.json") == 1
+    _, out, _ = await treadle(served, "list", "--json")
+    rows = {row["digest"]: row for row in json.loads(out)}
+    assert rows[made.digest]["quantization"] == "int4"
+    assert rows[made.digest]["parent_digest"] == made.parent_digest
+    _, out, _ = await treadle(served, "list")
+    assert "quantization int4" in " ".join(out.split())
+
+
+async def test_scripts_are_told_in_json(served: Served):
+    assert json.loads((await treadle(served, "leases", "--json"))[1]) == []
+    evictions = json.loads((await treadle(served, "evict", "--dry-run", "--json"))[1])
+    assert [entry["kept"] for entry in evictions["evictions"]] == [True]
+    assert json.loads((await treadle(served, "verify", "--json"))[1])["damaged_files"] == []
+    flip(Path((await resolve(served, "small")).location) / "model.safetensors")
+    code, out, words = await treadle(served, "verify", "small", "--json")
+    assert [file["path"] for file in json.loads(out)["damaged_files"]] == ["canonical/model.safetensors"]
+    assert (code, "DAMAGED_FILE" in words) == (1, True)

@@ -271,9 +271,9 @@ async def test_killed_in_the_middle_it_goes_on(tmp_path: Path, far: RegistryStub
     after = throttled.sent.total() - before
     total = sum(files.values())
     print(f"{total} bytes: {before} went before the kill, {after} after it")
-    # What was on the way when it died goes again, and no more.
+    # What was on the way when it died goes again, and no more: without going on it would be half of all.
     assert 0 < after < total
-    assert before + after < total + (24 << 20)
+    assert before + after < total + (64 << 20)
 
 
 async def until_it_answers(client: RegistryStubs) -> None:

@@ -1,4 +1,4 @@
-"""A store with a small model, and an adapter for it."""
+"""A store, a small model in it, and an adapter of that model."""
 
 from __future__ import annotations
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from damage import flip
-from peft_folder import lora_tensors, write_adapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_folder import write_model
 
 from treadle.errors import (
@@ -175,105 +170,6 @@ def test_a_damaged_one_is_made_anew(store: Store, parent: Published):
     assert store.is_whole(again)
 
 
-def test_dtypes_have_the_values_of_the_files_as_they_came(store: Store, tmp_path: Path):
-    compared = 0
-    for stored in (torch.float32, torch.float16, torch.bfloat16):
-        folder = write_model(tmp_path / str(stored), seed=compared)
-        given = {name: weight.to(stored) for name, weight in load_file(folder / "model.safetensors").items()}
-        save_file(given, folder / "model.safetensors")
-        parent = import_source(store, LocalSource("folder", str(folder)))
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            name = str(dtype).removeprefix("torch.")
-            derived = derive(store, parent.manifest.digest, Derivation("dtype", name))
-            for tensor, weight in weights_of(derived).items():
-                assert weight.dtype is dtype
-                assert torch.equal(weight, given[tensor].float().to(dtype))
-                compared += weight.numel()
-            if dtype is torch.bfloat16:
-                assert derived.manifest == parent.manifest
-            else:
-                config = json.loads((derived.canonical_folder / "config.json").read_text())
-                assert config["torch_dtype"] == name
-                back = derive(store, derived.manifest.digest, Derivation("dtype", "bfloat16"))
-                # Of float32 files float16 has fewer bits than bfloat16 has room for.
-                if dtype is torch.float32:
-                    assert back.manifest.digest == parent.manifest.digest
-                    assert back.already_present
-    print(f"{compared} values as they came")
-
-
-def test_float32_of_a_gguf_file_is_what_its_blocks_mean(
-    store: Store, tmp_path: Path, vocabulary: Any, tiny_model: Any, write_gguf: Callable[..., Path]
-):
-    model = tiny_model(layers=1)
-    path = write_gguf(tmp_path / "tiny.gguf", model, vocabulary)
-    parent = import_source(store, LocalSource("gguf_file", str(path)))
-    weights = weights_of(derive(store, parent.manifest.digest, Derivation("dtype", "float32")))
-    assert weights.keys() == model.tensors.keys()
-    for name, values in model.tensors.items():
-        assert np.array_equal(weights[name].numpy(), values)
-    assert not np.array_equal(weights_of(parent)[name].float().numpy(), values), "bfloat16 has fewer bits"
-    print(f"{len(weights)} tensors, rows of queries and keys in their order")
-
-
-def test_what_float16_cannot_hold_is_refused_by_the_tensor_s_name(store: Store, tmp_path: Path):
-    refused = 0
-    for number, value in enumerate((65520.0, -1e9, float("inf"), float("nan"))):
-        folder = write_model(tmp_path / str(number), seed=number)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.layers.0.mlp.up_proj.weight"][3, 5] = value
-        weights["model.norm.weight"][0] = 65519.0
-        save_file(weights, folder / "model.safetensors")
-        parent = import_source(store, LocalSource("folder", str(folder)))
-        with pytest.raises(FailedPrecondition, match=r"model\.layers\.0\.mlp\.up_proj\.weight") as caught:
-            derive(store, parent.manifest.digest, Derivation("dtype", "float16"))
-        assert caught.value.reason == "OUT_OF_RANGE_WEIGHTS"
-        print(caught.value.message)
-        derive(store, parent.manifest.digest, Derivation("dtype", "float32"))
-        refused += 1
-    assert refused == 4
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_not_quantised(store: Store, tmp_path: Path, value: float):
-    folder = write_model(tmp_path / "model")
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.0.self_attn.o_proj.weight"][7, 7] = value
-    save_file(weights, folder / "model.safetensors")
-    parent = import_source(store, LocalSource("folder", str(folder)))
-    for derivation in QUANTISED:
-        with pytest.raises(FailedPrecondition, match=r"self_attn\.o_proj\.weight") as caught:
-            derive(store, parent.manifest.digest, derivation)
-        assert caught.value.reason == "NOT_FINITE_WEIGHTS"
-    assert store.digests() == [parent.manifest.digest]
-    assert list((store.root / "tmp").iterdir()) == []
-
-
-def test_a_merge_is_rounded_once(store: Store, parent: Published, tmp_path: Path, rng: random.Random):
-    tensors = lora_tensors(rng.randrange(1 << 31))
-    folder = write_adapter(tmp_path / "adapter", tensors)
-    derived = derive(store, parent.manifest.digest, Derivation("adapter_merge", "", str(folder)))
-    before, after = weights_of(parent), weights_of(derived)
-    changed, off = [], 0
-    for name, weight in after.items():
-        if torch.equal(weight, before[name]):
-            continue
-        module = f"base_model.model.{name.removesuffix('.weight')}"
-        a, b = (torch.from_numpy(tensors[f"{module}.lora_{part}.weight"]).double() for part in "AB")
-        exact = before[name].double() + 2.0 * (b @ a)
-        assert ((weight.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-6).all()
-        off += int((weight != exact.bfloat16()).sum())
-        changed.append(name)
-    assert changed == ["model.layers.0.mlp.down_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
-    print(f"{len(changed)} weights changed; {off} values are not the nearest to the exact sum")
-    assert off <= 3
-    source = derived.canonical_folder.parent / "source"
-    assert sorted(path.name for path in source.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-
-
 def test_chains(store: Store, parent: Published, merge: Derivation):
     """A merged model is quantised; what is quantised is the end."""
     merged = derive(store, parent.manifest.digest, merge)
@@ -317,3 +213,21 @@ def test_what_cannot_be_asked(store: Store, parent: Published, tmp_path: Path):
         assert refused.value.code == code
     with pytest.raises(NotFound):
         derive(store, f"sha256:{'0' * 64}", QUANTISED[0])
+
+
+def test_what_was_quantised_elsewhere_is_no_parent(store: Store, tmp_path: Path):
+    """Imported as it is, it has no parent here: it is not its own bfloat16."""
+    elsewhere = Store.open(tmp_path / "elsewhere")
+    model = import_source(elsewhere, LocalSource("folder", str(write_model(tmp_path / "model"))))
+    refused = 0
+    for derivation in QUANTISED:
+        quantised = derive(elsewhere, model.manifest.digest, derivation)
+        here = import_source(store, LocalSource("folder", str(quantised.canonical_folder)))
+        assert not here.manifest.parent_digest
+        for asked in (*QUANTISED, *FLOATS, Derivation("dtype", "bfloat16")):
+            with pytest.raises(FailedPrecondition, match="not quantised") as caught:
+                derive(store, here.manifest.digest, asked)
+            assert caught.value.reason == "QUANTIZED_PARENT"
+            refused += 1
+    print(f"{refused} derivations refused")
+    assert refused == 18
