@@ -147,7 +147,7 @@ class Deploying:
             if len(before) < steps:
                 raise FailedPrecondition(
                     f"the history of {name!r} has {len(before)} artifacts besides what it means now; "
-                    f"{steps} steps back there is none",
+                    f"{steps} back there is none. PromoteAlias takes any artifact of the store",
                     reason="NOTHING_BEFORE",
                 )
             digest = before[steps - 1]
