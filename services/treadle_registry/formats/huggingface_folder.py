@@ -48,6 +48,7 @@ _MAX_INDEX = 16 << 20
 _MAX_JSON = 16 << 20
 """Of tokenizer_config.json, which may list every added token."""
 _MAX_FILES = 1024
+_TEMPLATES, _TEMPLATE_SUFFIX = "additional_chat_templates", ".jinja"
 _CHUNK = 1 << 20
 _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
@@ -65,7 +66,8 @@ class HuggingFaceFolder:
         """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
         weights = weight_files(folder)
         names = sorted({"config.json", "tokenizer.json", *kept_names(folder), *weights})
-        self._take({name: file_inside(folder, name) for name in names}, weights)
+        files = {name: file_inside(folder, name) for name in names}
+        self._take(files | _template_files(folder), weights)
 
     @classmethod
     def of_files(cls, files: Mapping[str, Path], weights: Sequence[str]) -> HuggingFaceFolder:
@@ -210,6 +212,20 @@ def kept_names(folder: Path) -> set[str]:
     }
 
 
+def _template_files(folder: Path) -> dict[str, Path]:
+    """Chat templates that have files in a folder of their own, as Transformers keeps all but the default."""
+    inner = folder / _TEMPLATES
+    if not inner.is_dir():
+        return {}
+    if inner.resolve().parent != folder.resolve():
+        raise InvalidArgument(
+            f"{_TEMPLATES} is a link that leaves its folder; import a copy without links (cp -rL)",
+            reason="PATH_OUTSIDE",
+        )
+    names = sorted(path.name for path in inner.iterdir() if path.name.endswith(_TEMPLATE_SUFFIX))
+    return {f"{_TEMPLATES}/{name}": file_inside(inner, name) for name in names[: _MAX_FILES + 1]}
+
+
 def weight_files(folder: Path) -> tuple[str, ...]:
     """The safetensors files, and the index where there is one, of a folder."""
     if (folder / _INDEX).exists():
@@ -285,11 +301,19 @@ def _chat_templates(files: Mapping[str, Path], embedded: object) -> dict[str, st
     if isinstance(older, str):
         templates["default"] = older
     if "chat_template.jinja" in files:
-        try:
-            templates["default"] = files["chat_template.jinja"].read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidArgument("chat_template.jinja is not UTF-8", reason="CORRUPT_CONFIG") from error
+        templates["default"] = _template(files, "chat_template.jinja")
+    for name in files:
+        if name.startswith(f"{_TEMPLATES}/"):
+            own = name.removeprefix(f"{_TEMPLATES}/").removesuffix(_TEMPLATE_SUFFIX)
+            templates[own] = _template(files, name)
     return templates
+
+
+def _template(files: Mapping[str, Path], name: str) -> str:
+    try:
+        return files[name].read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{name} is not UTF-8", reason="CORRUPT_CONFIG") from error
 
 
 def has_chat_template(files: Mapping[str, Path]) -> bool:
