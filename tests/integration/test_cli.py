@@ -115,7 +115,9 @@ def test_models_come_and_go(suite):
     treadle(suite, "models", "alias", "third", digest[:20])
     assert "every file is whole" in treadle(suite, "models", "verify", "third").stdout
     listed = json.loads(treadle(suite, "models", "list", "--json").stdout)
-    assert [(row["digest"], row["aliases"]) for row in listed] == [(digest, ["again", "smollm2", "third"])]
+    # Other tests of this suite may have left models without a name.
+    named = [(row["digest"], row["aliases"]) for row in listed if row["aliases"]]
+    assert named == [(digest, ["again", "smollm2", "third"])]
     for name in ("again", "third"):
         assert "stays" in treadle(suite, "models", "rm", name).stdout
     refused = treadle(suite, "models", "rm", digest, check=False)
