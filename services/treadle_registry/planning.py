@@ -22,19 +22,11 @@ from treadle.models.memory_estimate import (
 from treadle.models.module_tree import module_bytes, tensor_bytes
 from treadle.models.quantized_weights import QUANTIZATIONS
 from treadle_registry.registry import Registry
+from treadle_registry.rollout.lease import Configuration
 
 Strategy = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 _MOST_ENTRIES = 20_000
 _LONGEST_NAME = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """As a worker would be told; empty: its defaults, and the stored weights' own quantisation."""
-
-    dtype: str = ""
-    quantization: str = ""
-    cache_dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +54,30 @@ class Planner:
         self._registry = registry
 
     async def estimate(
-        self, model: str, precision: Precision, context: int, batch: int, training: TrainingPlan | None
+        self,
+        model: str,
+        configuration: Configuration,
+        context: int,
+        batch: int,
+        training: TrainingPlan | None,
     ) -> MemoryEstimate:
         """Of an alias or digest; 0 for `context` is the model's, for `batch` one.
 
         Raises NotFound, and InvalidArgument that names the field.
         """
-        config, quantization = await self._model(model, precision)
+        config, quantization = await self._model(model, configuration)
         if training is None:
             return estimate_serving(
                 config,
-                dtype=precision.dtype,
+                dtype=configuration.dtype,
                 quantization=quantization,
-                cache_dtype=precision.cache_dtype,
+                cache_dtype=configuration.cache_dtype,
                 context=context,
                 batch=batch,
             )
         return estimate_training(
             config,
-            dtype=precision.dtype,
+            dtype=configuration.dtype,
             quantization=quantization,
             context=context,
             batch=batch,
@@ -88,15 +85,15 @@ class Planner:
             lora_rank=training.lora_rank,
         )
 
-    async def place(self, model: str, precision: Precision, request: PlacementRequest) -> PlacedModel:
+    async def place(self, model: str, configuration: Configuration, request: PlacementRequest) -> PlacedModel:
         """A device map of an alias or digest; raises NotFound, and InvalidArgument that names the field."""
         budget, is_users = _budget(request)
-        config, quantization = await self._model(model, precision)
-        dtype = check_precision(precision.dtype, quantization)
+        config, quantization = await self._model(model, configuration)
+        dtype = check_precision(configuration.dtype, quantization)
         # Some ten milliseconds for the largest models.
         return await asyncio.to_thread(_place, config, dtype, quantization, request, budget, is_users)
 
-    async def _model(self, model: str, precision: Precision) -> tuple[ModelConfig, str]:
+    async def _model(self, model: str, configuration: Configuration) -> tuple[ModelConfig, str]:
         """The configuration, and how the weights are quantised once they are loaded.
 
         Raises FailedPrecondition (QUANTIZED_OTHERWISE) as a worker would.
@@ -104,7 +101,7 @@ class Planner:
         published, _ = await self._registry.resolve(model)
         config = await self._registry.in_thread(read_config, published.canonical_folder)
         stored = published.manifest.facts.quantization
-        asked = precision.quantization
+        asked = configuration.quantization
         if stored and asked != stored and asked in QUANTIZATIONS[1:]:
             raise FailedPrecondition(
                 f"configuration.quantization: the model is stored as {stored}, which no worker serves as "

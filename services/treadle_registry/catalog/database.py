@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from treadle.durable_names import fsync_folder
 from treadle.errors import FailedPrecondition
-from treadle_registry.store.staging import fsync_folder
 
 logger = logging.getLogger(__name__)
 

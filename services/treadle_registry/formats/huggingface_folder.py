@@ -226,18 +226,26 @@ def _template_files(folder: Path) -> dict[str, Path]:
     return {f"{_TEMPLATES}/{name}": file_inside(inner, name) for name in names[: _MAX_FILES + 1]}
 
 
+def named_shards(index: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The files that an index called `name` maps tensors to.
+
+    Raises InvalidArgument (CORRUPT_WEIGHTS, PATH_OUTSIDE).
+    """
+    mapped = index.get("weight_map")
+    files = list(mapped.values()) if isinstance(mapped, dict) else []
+    if not files or not all(isinstance(file, str) and file.endswith(".safetensors") for file in files):
+        raise InvalidArgument(
+            f"{name} has no weight_map to safetensors files; convert the model to safetensors, or take its "
+            "own index",
+            reason="CORRUPT_WEIGHTS",
+        )
+    return tuple(sorted(check_file_name(file, name) for file in set(files)))
+
+
 def weight_files(folder: Path) -> tuple[str, ...]:
     """The safetensors files, and the index where there is one, of a folder."""
     if (folder / _INDEX).exists():
-        shards = read_json(file_inside(folder, _INDEX), _MAX_INDEX).get("weight_map")
-        names = list(shards.values()) if isinstance(shards, dict) else []
-        if not names or not all(isinstance(name, str) and name.endswith(".safetensors") for name in names):
-            raise InvalidArgument(
-                f"{_INDEX} has no weight_map to safetensors files; convert the model to safetensors, or take "
-                "its own index",
-                reason="CORRUPT_WEIGHTS",
-            )
-        return tuple(sorted(check_file_name(name, _INDEX) for name in set(names)))
+        return named_shards(read_json(file_inside(folder, _INDEX), _MAX_INDEX), _INDEX)
     single = sorted(path.name for path in folder.glob("*.safetensors"))
     if _SINGLE in single:
         return (_SINGLE,)

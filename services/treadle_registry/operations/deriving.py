@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +16,6 @@ from treadle.errors import (
     FailedPrecondition,
     NotFound,
     PermissionDenied,
-    ResourceExhausted,
 )
 from treadle.models.config import ModelConfig, parse_config
 from treadle.models.llama import expected_tensors
@@ -44,7 +42,7 @@ from treadle_registry.store.derivation import DERIVER, Derivation
 from treadle_registry.store.digests import Digests, compute_digest, digest_json
 from treadle_registry.store.exclusive import exclusive
 from treadle_registry.store.manifest import Manifest
-from treadle_registry.store.staging import Staging, disk_errors
+from treadle_registry.store.staging import Staging, check_room, disk_errors
 from treadle_registry.store.store import Published, Store
 
 _CONFIG_FILE = "config.json"
@@ -90,12 +88,7 @@ def _check_parent(manifest: Manifest) -> None:
 def _made_before(store: Store, parent_digest: str, derivation: Derivation) -> Published | None:
     """The artifact that this tool made with these parameters; a damaged one is made anew."""
     key = derivation.key(parent_digest)
-    for digest in store.digests():
-        try:
-            known = store.get(digest)
-        except (NotFound, DataLoss, FailedPrecondition):
-            # Gone meanwhile, or another's manifest that cannot be read: neither is this one's.
-            continue
+    for known in store.readable():
         manifest = known.manifest
         if manifest.derivation is None or manifest.converter != DERIVER or manifest.fetched_from:
             continue
@@ -165,7 +158,8 @@ class _Derivation:
         config = parse_config(raw)
         with self._values(config) as values:
             conversion = self._conversion(raw, config)
-            self._check_room(conversion)
+            needed = sum(map(stored_bytes, conversion.layouts.values()))
+            check_room(self._store.root, needed, "the derived model has")
             self._convert(config, values, conversion)
         self._copy_text(conversion.config)
         manifest = self._manifest(conversion.config)
@@ -212,17 +206,6 @@ class _Derivation:
             return QuantizedConversion(raw, config, self._canonical(), quantization)
         adapter = PeftAdapter(self._staging.path("source"), config)
         return MergeConversion(raw, config, self._canonical(), adapter)
-
-    def _check_room(self, conversion: Conversion) -> None:
-        """Refuses early what cannot fit."""
-        needed = sum(map(stored_bytes, conversion.layouts.values()))
-        free = shutil.disk_usage(self._store.root).free
-        if free < needed:
-            raise ResourceExhausted(
-                f"the derived model has {needed} bytes and the store's disk {free} free; free some space",
-                reason="DISK_FULL",
-                metadata={"needed_bytes": str(needed)},
-            )
 
     def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> None:
         shapes = expected_tensors(config)

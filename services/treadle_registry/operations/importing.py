@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 
-from treadle.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted
+from treadle.errors import DataLoss
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.config import HubConfig
 from treadle_registry.formats.canonical import (
@@ -21,7 +20,7 @@ from treadle_registry.sources.local import open_source
 from treadle_registry.sources.opened import OpenedSource
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.manifest import CONVERTER, Manifest
-from treadle_registry.store.staging import Staging, disk_errors
+from treadle_registry.store.staging import Staging, check_room, disk_errors
 from treadle_registry.store.store import Published, Store
 
 
@@ -94,7 +93,8 @@ def import_opened(store: Store, opened: OpenedSource, report: Report = unheard) 
     check_parts(model.check())
     source_bytes = sum(path.stat().st_size for path in model.files.values())
     if not opened.linked:
-        _check_room(store, source_bytes)
+        # The copy alone is as large as the source.
+        check_room(store.root, source_bytes, "the model has")
     with disk_errors("the model's files"), store.staging() as staging:
         meter = StageMeter(report, Stage.COPYING, source_bytes)
         for name, path in model.files.items():
@@ -136,25 +136,9 @@ def _convert(store: Store, staging: Staging, opened: OpenedSource, report: Repor
 def _same_source(store: Store, staging: Staging) -> Published | None:
     """An artifact that this converter made from these very files; a damaged one is made anew."""
     staged = staging.listed("source")
-    for digest in store.digests():
-        try:
-            known = store.get(digest)
-        except (NotFound, DataLoss, FailedPrecondition):
-            # Gone meanwhile, or another's manifest that cannot be read: neither is this import's.
-            continue
+    for known in store.readable():
         manifest = known.manifest
         made_here = manifest.converter == CONVERTER and not manifest.fetched_from
         if made_here and manifest.source_files == staged:
             return known if store.is_whole(known) else None
     return None
-
-
-def _check_room(store: Store, source_bytes: int) -> None:
-    """Refuses early what cannot fit: the copy alone is as large as the source."""
-    free = shutil.disk_usage(store.root).free
-    if free < source_bytes:
-        raise ResourceExhausted(
-            f"the model has {source_bytes} bytes and the store's disk {free} free; free some space first",
-            reason="DISK_FULL",
-            metadata={"needed_bytes": str(source_bytes)},
-        )

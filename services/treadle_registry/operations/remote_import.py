@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from dataclasses import replace
 
-from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound, ResourceExhausted, TreadleError
+from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound, TreadleError
 from treadle.models.stored_folder import StoredFile
 from treadle.transfer.download import Target
 from treadle_registry.clients import Remote, RemoteArtifact
@@ -30,7 +29,7 @@ from treadle_registry.operations.progress import Progress, Report, Stage, StageM
 from treadle_registry.sources.remote_source import RemoteSource
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.manifest import GenerationDefaults, Manifest
-from treadle_registry.store.staging import Staging, disk_errors
+from treadle_registry.store.staging import Staging, check_room, disk_errors
 from treadle_registry.store.store import Published, Store
 from treadle_registry.store.uploads import Uploads
 
@@ -99,12 +98,7 @@ def _fetch(store: Store, uploads: Uploads, remote: Remote, claimed: RemoteArtifa
     files = claimed.different_files
     missing = [file for file in files if not uploads.arrived(file.digest).complete]
     needed = sum(file.size - min(uploads.arrived(file.digest).size, file.size) for file in missing)
-    if (free := shutil.disk_usage(store.root).free) < needed:
-        raise ResourceExhausted(
-            f"{needed} bytes are to come and the store's disk has {free} free; free some space first",
-            reason="DISK_FULL",
-            metadata={"needed_bytes": str(needed)},
-        )
+    check_room(store.root, needed, "what is to come has")
     meter = StageMeter(report, Stage.DOWNLOADING, sum(file.size for file in missing))
     uploads.prepare()
     places = [Target(file, uploads.path(file.digest), uploads.partial(file.digest)) for file in missing]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from treadle.api.registry.v1 import deployment_pb2, inspection_pb2, planning_pb2
+from treadle.api.registry.v1 import inspection_pb2, planning_pb2
 from treadle.errors import invalid_field
 from treadle.models.device_map_check import PlacedModel
 from treadle.models.memory_estimate import MemoryEstimate
 from treadle.rpc import to_status
 from treadle_registry.formats.inspection import Inspection
 from treadle_registry.formats.quantized_checkpoint import QuantizedCheckpoint
-from treadle_registry.planning import PlacementRequest, Precision, Strategy, TrainingPlan
+from treadle_registry.planning import PlacementRequest, Strategy, TrainingPlan
 from treadle_registry.servicing.convert import facts_to_proto
 
 _STRATEGIES: dict[int, Strategy] = {
@@ -19,11 +19,6 @@ _STRATEGIES: dict[int, Strategy] = {
     planning_pb2.DEVICE_MAP_STRATEGY_BALANCED_LOW_0: "balanced_low_0",
     planning_pb2.DEVICE_MAP_STRATEGY_SEQUENTIAL: "sequential",
 }
-
-
-def precision_from_proto(configuration: deployment_pb2.ServingConfiguration) -> Precision:
-    """How the model is computed."""
-    return Precision(configuration.dtype, configuration.quantization, configuration.cache_dtype)
 
 
 def training_from_proto(request: planning_pb2.EstimateMemoryRequest) -> TrainingPlan | None:

@@ -38,7 +38,7 @@ def deployment_from_proto(message: deployment_pb2.Deployment) -> Deployment:
         targets=tuple(
             Target(
                 target.artifact_digest,
-                _configuration(target.configuration),
+                configuration_from_proto(target.configuration),
                 target.weight or (1 if alone else 0),
             )
             for target in message.targets
@@ -86,7 +86,8 @@ def _status_to_proto(status: TargetStatus) -> deployment_pb2.TargetStatus:
     )
 
 
-def _configuration(message: deployment_pb2.ServingConfiguration) -> Configuration:
+def configuration_from_proto(message: deployment_pb2.ServingConfiguration) -> Configuration:
+    """How a model is to be computed."""
     return Configuration(message.dtype, message.quantization, message.cache_dtype)
 
 
@@ -127,7 +128,7 @@ def serving_from_proto(message: lease_pb2.ServingLease) -> Serving:
     if state is ServingState.FAILED:
         error = from_status(message.error)
         failure = Failure(error.code, error.message[:_MAX_FAILURE], error.reason[:64])
-    return Serving(_configuration(message.configuration), state, message.alias, failure)
+    return Serving(configuration_from_proto(message.configuration), state, message.alias, failure)
 
 
 def lease_to_proto(lease: Lease, now: float) -> lease_pb2.Lease:

@@ -13,9 +13,9 @@ from treadle_registry.servicing.convert_planning import (
     inspection_to_proto,
     placed_to_proto,
     placement_from_proto,
-    precision_from_proto,
     training_from_proto,
 )
+from treadle_registry.servicing.convert_rollout import configuration_from_proto
 
 
 class PlanningMethods(registry_pb2_grpc.RegistryServiceServicer):
@@ -39,7 +39,7 @@ class PlanningMethods(registry_pb2_grpc.RegistryServiceServicer):
         return estimate_to_proto(
             await self._planner.estimate(
                 request.model,
-                precision_from_proto(request.configuration),
+                configuration_from_proto(request.configuration),
                 request.context_length,
                 request.batch_size,
                 training_from_proto(request),
@@ -50,7 +50,7 @@ class PlanningMethods(registry_pb2_grpc.RegistryServiceServicer):
         self, request: planning_pb2.PlanDeviceMapRequest, context: object
     ) -> planning_pb2.PlanDeviceMapResponse:
         """Which module goes to which device."""
-        precision = precision_from_proto(request.configuration)
+        configuration = configuration_from_proto(request.configuration)
         return placed_to_proto(
-            await self._planner.place(request.model, precision, placement_from_proto(request))
+            await self._planner.place(request.model, configuration, placement_from_proto(request))
         )

@@ -23,9 +23,9 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name, try_to_load_from_cache
 from huggingface_hub.utils import WeakFileLock
 
+from treadle.durable_names import fsync_folder
 from treadle.errors import PermissionDenied, ResourceExhausted, Unavailable
 from treadle_registry.sources.hub_client import COMMIT, HubFile, git_hash
-from treadle_registry.store.staging import fsync_folder
 
 _LOOK_EVERY_S = 0.25
 _PATIENCE_S = 600.0

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from treadle.errors import InvalidArgument, NotFound
-from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, read_json
-from treadle_registry.names import check_file_name, is_file_name
+from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, named_shards, read_json
+from treadle_registry.names import is_file_name
 from treadle_registry.sources.hub_source import HubSource
 
 REQUIRED = ("config.json", "tokenizer.json")
@@ -134,15 +134,7 @@ def _some_gguf(names: Collection[str]) -> str:
 
 def shards_of(index: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The shards that an index names; raises InvalidArgument (CORRUPT_WEIGHTS, PATH_OUTSIDE)."""
-    mapped = index.get("weight_map")
-    files = list(mapped.values()) if isinstance(mapped, dict) else []
-    if not files or not all(isinstance(file, str) and file.endswith(".safetensors") for file in files):
-        raise InvalidArgument(
-            f"{name} has no weight_map to safetensors files; convert the model to safetensors, or take its "
-            "own index",
-            reason="CORRUPT_WEIGHTS",
-        )
-    shards = tuple(sorted(check_file_name(file, name) for file in set(files)))
+    shards = named_shards(index, name)
     if len(shards) > _MAX_SHARDS:
         raise InvalidArgument(
             f"{name} names {len(shards)} files; at most {_MAX_SHARDS} are taken", reason="TOO_MANY_FILES"

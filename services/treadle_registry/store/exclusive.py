@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from treadle.durable_names import is_still
+
 
 @contextlib.contextmanager
 def exclusive(root: Path, name: str) -> Iterator[None]:
@@ -20,7 +22,7 @@ def exclusive(root: Path, name: str) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if not _is_still(path, descriptor):
+            if not is_still(path, descriptor):
                 continue
             try:
                 yield
@@ -29,11 +31,3 @@ def exclusive(root: Path, name: str) -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the file that was locked is the one that others will find."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -14,8 +14,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from treadle.durable_names import fsync_folder
 from treadle.errors import DataLoss, FailedPrecondition
-from treadle_registry.store.staging import fsync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from treadle.durable_names import is_still
 from treadle.errors import FailedPrecondition, ResourceExhausted
 from treadle.models.stored_folder import StoredFile, file_digest
 
@@ -29,15 +30,6 @@ _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSU
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done."""
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -69,6 +61,20 @@ def _is(error: OSError | sqlite3.OperationalError, numbers: tuple[int, ...], cod
         return error.errno in numbers
     # The upper bits say more than is needed.
     return error.sqlite_errorcode & 0xFF == code
+
+
+def check_room(root: Path, needed_bytes: int, what: str) -> None:
+    """Refuses early what the disk below `root` has no room for; `what` begins the message: "the model has".
+
+    Raises ResourceExhausted (DISK_FULL).
+    """
+    free = shutil.disk_usage(root).free
+    if free < needed_bytes:
+        raise ResourceExhausted(
+            f"{what} {needed_bytes} bytes and the store's disk {free} free; free some space first",
+            reason="DISK_FULL",
+            metadata={"needed_bytes": str(needed_bytes)},
+        )
 
 
 class Staging:
@@ -200,16 +206,9 @@ def _owned_name(root: Path) -> tuple[str, int]:
         path = root / f"{name}.lock"
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_still(path, lock):
+        if is_still(path, lock):
             return name, lock
         os.close(lock)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def sweep(root: Path) -> int:

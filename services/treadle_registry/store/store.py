@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from treadle.durable_names import fsync_folder
 from treadle.errors import DataLoss, FailedPrecondition, NotFound
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.names import check_digest
@@ -38,7 +39,6 @@ from treadle_registry.store.staging import (
     READ_ONLY_STORE,
     Staging,
     disk_errors,
-    fsync_folder,
     staging_folder,
     sweep,
 )
@@ -130,6 +130,14 @@ class Store:
         found = (f"sha256:{path.parent.name}" for path in self._artifacts.glob(f"*/{MANIFEST}"))
         return sorted(found)
 
+    def readable(self) -> Iterator[Published]:
+        """All artifacts but those that go meanwhile, or whose manifests cannot be read: they are no one's."""
+        for digest in self.digests():
+            try:
+                yield self.get(digest)
+            except (NotFound, DataLoss, FailedPrecondition):
+                continue
+
     def is_whole(self, published: Published) -> bool:
         """Whether every file of the artifact still is what its manifest says; reads all of them."""
         return self._is_whole(published.canonical_folder.parent, published.manifest, FileDigests())
@@ -196,11 +204,7 @@ class Store:
 
     def _link_again(self, digest: str, aside: Path) -> None:
         """Points every artifact's file of this content at its blob."""
-        for artifact in self.digests():
-            try:
-                published = self.get(artifact)
-            except (DataLoss, FailedPrecondition):
-                continue
+        for published in self.readable():
             for path, file in listed_files(published.manifest):
                 if file.digest == digest:
                     place = published.canonical_folder.parent / path

@@ -26,8 +26,8 @@ from treadle.client import (
     MemoryEstimate,
     ModelInspection,
     ModelSource,
-    Precision,
     RegistryClient,
+    ServingConfiguration,
 )
 from treadle.errors import invalid_field
 
@@ -184,7 +184,7 @@ def estimate(
         async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
             return await client.estimate_memory(
                 await full_name(client, name),
-                Precision(dtype, quantization, cache_dtype),
+                ServingConfiguration(dtype, quantization, cache_dtype),
                 context_length=context,
                 batch_size=batch,
                 training=training,
@@ -252,7 +252,7 @@ def plan(
         async with RegistryClient(registry_address(registry), credentials=credentials()) as client:
             return await client.plan_device_map(
                 await full_name(client, name),
-                Precision(dtype, quantization),
+                ServingConfiguration(dtype, quantization),
                 strategy=strategy.value,
                 max_memory=max_memory,
                 device_map=device_map,

@@ -19,7 +19,6 @@ from treadle.client.deployment import (
     Lease,
     ModelChange,
     Promotion,
-    ServingConfiguration,
     TargetStatus,
 )
 from treadle.client.derivation import DerivationProgress
@@ -28,7 +27,6 @@ from treadle.client.planning import (
     DevicePlan,
     MemoryEstimate,
     ModelInspection,
-    Precision,
 )
 from treadle.client.registry_client import RegistryClient
 from treadle.client.request import GenerationOptions, GenerationRequest, Message
@@ -36,6 +34,7 @@ from treadle.client.stream import AnswerStream
 from treadle.client.sync_client import Client, SyncAnswerStream
 from treadle.client.transfers import Downloaded
 from treadle.client.verification import DamagedFile, Verification
+from treadle.deployments import ServingConfiguration
 from treadle.security import Credentials
 
 __all__ = [
@@ -70,7 +69,6 @@ __all__ = [
     "ModelChange",
     "ModelInspection",
     "ModelSource",
-    "Precision",
     "Promotion",
     "Prompt",
     "RegistryClient",

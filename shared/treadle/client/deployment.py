@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from treadle.client.artifact import Alias
-
-
-@dataclass(frozen=True, slots=True)
-class ServingConfiguration:
-    """How a model is computed; what is empty is the worker's to choose."""
-
-    dtype: str = ""
-    quantization: str = ""
-    cache_dtype: str = ""
+from treadle.deployments import ServingConfiguration
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from treadle.client.deployment import (
     Lease,
     ModelChange,
     Promotion,
-    ServingConfiguration,
     TargetStatus,
 )
+from treadle.deployments import ServingConfiguration
 
 
 def deployment_to_proto(deployment: Deployment) -> deployment_pb2.Deployment:
@@ -25,11 +25,7 @@ def deployment_to_proto(deployment: Deployment) -> deployment_pb2.Deployment:
         targets=[
             deployment_pb2.DeploymentTarget(
                 artifact_digest=target.artifact_digest,
-                configuration=deployment_pb2.ServingConfiguration(
-                    dtype=target.configuration.dtype,
-                    quantization=target.configuration.quantization,
-                    cache_dtype=target.configuration.cache_dtype,
-                ),
+                configuration=configuration_to_proto(target.configuration),
                 weight=target.weight,
             )
             for target in deployment.targets
@@ -57,6 +53,15 @@ def deployment_from_proto(message: deployment_pb2.Deployment) -> Deployment:
 
 def _target(message: deployment_pb2.DeploymentTarget) -> DeploymentTarget:
     return DeploymentTarget(message.artifact_digest, _configuration(message.configuration), message.weight)
+
+
+def configuration_to_proto(configuration: ServingConfiguration) -> deployment_pb2.ServingConfiguration:
+    """How a model is to be computed."""
+    return deployment_pb2.ServingConfiguration(
+        dtype=configuration.dtype,
+        quantization=configuration.quantization,
+        cache_dtype=configuration.cache_dtype,
+    )
 
 
 def _configuration(message: deployment_pb2.ServingConfiguration) -> ServingConfiguration:

@@ -8,10 +8,12 @@ from typing import Literal, TypeVar
 
 from google.rpc import status_pb2
 
-from treadle.api.registry.v1 import deployment_pb2, inspection_pb2, planning_pb2
+from treadle.api.registry.v1 import inspection_pb2, planning_pb2
 from treadle.client.artifact import DtypeShare, ModelSource
 from treadle.client.convert_artifact import dtypes_from_proto, set_source
+from treadle.client.deployment_convert import configuration_to_proto
 from treadle.client.registry_connection import RegistryConnection
+from treadle.deployments import ServingConfiguration
 from treadle.errors import TreadleError, invalid_field
 from treadle.rpc import from_status
 
@@ -83,13 +85,8 @@ class DevicePlan:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """As a worker is told; empty words are its defaults."""
-
-    dtype: str = ""
-    quantization: str = ""
-    cache_dtype: str = ""
+AS_THE_WORKER_HAS_IT = ServingConfiguration()
+"""Nothing is said: its defaults."""
 
 
 class PlanningMethods(RegistryConnection):
@@ -108,7 +105,7 @@ class PlanningMethods(RegistryConnection):
     async def estimate_memory(
         self,
         model: str,
-        precision: Precision = Precision(),
+        configuration: ServingConfiguration = AS_THE_WORKER_HAS_IT,
         *,
         context_length: int = 0,
         batch_size: int = 0,
@@ -119,7 +116,7 @@ class PlanningMethods(RegistryConnection):
         """Bytes that a model takes; 0 for the context is the model's, for the batch one, for the rank no."""
         request = planning_pb2.EstimateMemoryRequest(
             model=model,
-            configuration=_configuration(precision),
+            configuration=configuration_to_proto(configuration),
             context_length=_unsigned("context_length", context_length),
             batch_size=_unsigned("batch_size", batch_size),
             training=training,
@@ -141,7 +138,7 @@ class PlanningMethods(RegistryConnection):
     async def plan_device_map(
         self,
         model: str,
-        precision: Precision = Precision(),
+        configuration: ServingConfiguration = AS_THE_WORKER_HAS_IT,
         *,
         strategy: Strategy = "auto",
         free_memory: Mapping[str, int] | None = None,
@@ -155,7 +152,7 @@ class PlanningMethods(RegistryConnection):
         """
         request = planning_pb2.PlanDeviceMapRequest(
             model=model,
-            configuration=_configuration(precision),
+            configuration=configuration_to_proto(configuration),
             strategy=planning_pb2.DeviceMapStrategy.Value(f"DEVICE_MAP_STRATEGY_{strategy.upper()}"),
             free_memory=free_memory,
             max_memory=max_memory,
@@ -170,12 +167,6 @@ class PlanningMethods(RegistryConnection):
 def _in_order(found: Mapping[str, _V]) -> dict[str, _V]:
     """Layers and devices as people count them: the contract's maps have no order."""
     return {name: found[name] for name in sorted(found, key=_place)}
-
-
-def _configuration(precision: Precision) -> deployment_pb2.ServingConfiguration:
-    return deployment_pb2.ServingConfiguration(
-        dtype=precision.dtype, quantization=precision.quantization, cache_dtype=precision.cache_dtype
-    )
 
 
 def _place(name: str) -> list[tuple[bool, int, str]]:

@@ -9,17 +9,10 @@ import grpc
 
 from treadle.errors import DeadlineExceeded, TreadleError
 from treadle.rpc import from_rpc_error
-from treadle.rpc.status import STATUS_METADATA_KEY
+from treadle.rpc.status import is_loss
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-# What a broken connection looks like when no servicer had a say in it.
-_TRANSPORT_CODES = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.CANCELLED,
-)
 
 
 class Reconnects:
@@ -46,7 +39,7 @@ class Reconnects:
     async def pause(self, error: grpc.aio.AioRpcError) -> None:
         """Waits before the next try; raises the TreadleError that `error` means when there is none."""
         failure = from_rpc_error(error)
-        if not _is_loss(error) or self._failed >= self._limit:
+        if not is_loss(error) or self._failed >= self._limit:
             raise failure from error
         pause = self._pause_s(failure)
         if pause >= self._deadline - time.monotonic():
@@ -58,10 +51,3 @@ class Reconnects:
     def _pause_s(self, failure: TreadleError) -> float:
         pause = min(_FIRST_PAUSE_S * 2.0**self._failed, _LONGEST_PAUSE_S)
         return max(pause, min(failure.retry_after_s or 0.0, _LONGEST_PAUSE_S))
-
-
-def _is_loss(error: grpc.aio.AioRpcError) -> bool:
-    if error.code() is grpc.StatusCode.UNAVAILABLE:
-        return True
-    by_servicer = any(key == STATUS_METADATA_KEY for key, _ in error.trailing_metadata() or ())
-    return not by_servicer and error.code() in _TRANSPORT_CODES

@@ -18,6 +18,8 @@ MAX_STATUS_BYTES = 4096
 """Status travels in HTTP/2 trailers, which peers bound at 8 KiB or less."""
 
 _MAX_MESSAGE = 512
+_BROKEN = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
+"""What a lost connection looks like beside UNAVAILABLE, when no servicer had a say in it."""
 _MAX_VALUE = 256
 _MAX_METADATA_BYTES = 1024
 _MORE = "…"
@@ -113,6 +115,14 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> TreadleError:
             return from_status(status)
     kind = BY_CODE.get(error.code().name, Internal)
     return kind(error.details() or error.code().name)
+
+
+def is_loss(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a call failed because its connection was lost, or nobody was there to take it."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        return True
+    by_servicer = any(key == STATUS_METADATA_KEY for key, _ in error.trailing_metadata() or ())
+    return not by_servicer and error.code() in _BROKEN
 
 
 async def abort(context: grpc.aio.ServicerContext[Message, Message], error: BaseException) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from treadle.durable_names import fsync_folder, is_still
 from treadle.errors import DataLoss, Unavailable, Unimplemented
 
 if sys.platform != "win32":
@@ -51,7 +52,7 @@ class PartialFile:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever held the lock may have renamed or removed the file before letting go.
-                if _is_still(path, descriptor):
+                if is_still(path, descriptor):
                     return cls(descriptor, path, new_hash)
             except BlockingIOError:
                 os.close(descriptor)
@@ -116,7 +117,7 @@ class PartialFile:
         os.fchmod(self._descriptor, _READ_ONLY)
         os.fsync(self._descriptor)
         self._path.rename(target)
-        sync_folder(target.parent)
+        fsync_folder(target.parent)
 
     def remove(self) -> None:
         """Removes it; nothing of it is left to go on from."""
@@ -128,19 +129,3 @@ class PartialFile:
             os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -8,16 +8,10 @@ import grpc
 
 from treadle.errors import TreadleError
 from treadle.rpc import from_rpc_error
-from treadle.rpc.status import STATUS_METADATA_KEY
+from treadle.rpc.status import is_loss
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
-_BROKEN = (
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.CANCELLED,
-)
-"""What a lost connection looks like beside UNAVAILABLE, when no servicer had a say in it."""
 
 
 class Retries:
@@ -48,7 +42,4 @@ def _may_pass(error: grpc.aio.AioRpcError | TreadleError, failure: TreadleError)
     """Whether trying again may help."""
     if failure.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") or failure.retry_after_s is not None:
         return True
-    if not isinstance(error, grpc.aio.AioRpcError):
-        return False
-    by_servicer = any(key == STATUS_METADATA_KEY for key, _ in error.trailing_metadata() or ())
-    return not by_servicer and error.code() in _BROKEN
+    return isinstance(error, grpc.aio.AioRpcError) and is_loss(error)
