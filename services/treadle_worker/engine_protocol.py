@@ -11,6 +11,9 @@ from typing import Literal
 import msgspec
 
 FinishReason = Literal["stop_token", "length", "aborted", "error"]
+Task = Literal["embed", "classify", "tag", "rank", "score"]
+Pooling = Literal["", "mean", "cls", "last"]
+Activation = Literal["", "softmax", "sigmoid"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,10 +58,45 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     """Prefix blocks are shared only between requests with the same salt (tenant and adapter)."""
 
 
-class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
-    """Drops a request; one that is not there is no error. No output follows."""
+class TaskInput(msgspec.Struct, frozen=True, kw_only=True):
+    """A text, or a pair, as ids."""
+
+    token_ids: list[int]
+    type_ids: list[int] = []
+    """One a token; empty: all 0."""
+    first: int = 0
+    """Of "embed" the first token that is pooled, of "score" the first of the continuation."""
+
+
+class AddTask(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
+    """Asks for something about texts that are there whole; a TaskOutput answers, as queue.proto lays it out."""
 
     request_id: str
+    task: Task
+    inputs: list[TaskInput]
+    pooling: Pooling = ""
+    """Of "embed"; of "rank" where documents are ranked by embeddings, else empty."""
+    normalize: bool = False
+    dimensions: int = 0
+    """0: all."""
+    activation: Activation = ""
+    """Of "classify", and of "rank" by a head."""
+    priority: int = 0
+    cache_salt: str = ""
+    """As AddRequest's, for "score"."""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
+    """Drops a request or a task; one that is not there is no error. No output follows."""
+
+    request_id: str
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True, tag="turn"):
+    """Of engines that share a device one at a time computes. An engine begins with the turn; told that it is
+    taken away, it ends its step, says TurnOver and makes no other before it is given again."""
+
+    granted: bool
 
 
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
@@ -91,7 +129,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     max_speculative_rows: int
 
 
-EngineCommand = AddRequest | AbortRequest | Shutdown
+EngineCommand = AddRequest | AddTask | AbortRequest | Turn | Shutdown
 
 
 class EngineCommands(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +159,14 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
+
+
+class TaskOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's end: its result, or what went wrong."""
+
+    request_id: str
+    data: bytes = b""
+    error: str = ""
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +203,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that were guessed and checked."""
     num_accepted_tokens: int = 0
     """Tokens that came in the same step as the one before them, because they had been guessed."""
+    num_task_inputs: int = 0
+    """Texts that tasks were computed of."""
+    num_task_tokens: int = 0
     num_commands: int = 0
     """Commands taken in: whoever sent an abort knows from it that the blocks are free."""
     device_memory: DeviceMemory = DeviceMemory()
@@ -167,12 +216,17 @@ class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
     outputs: list[SequenceOutput]
     stats: EngineStats
+    task_outputs: list[TaskOutput] = []
     scheduled_at: float = 0.0
     """By the machine's monotonic clock, seconds."""
     admitted: list[str] = []
     """Requests that were scheduled for the first time."""
     preempted: list[str] = []
     """Requests whose blocks were taken away; their tokens are computed anew later."""
+
+
+class TurnOver(msgspec.Struct, frozen=True, kw_only=True, tag="turn_over"):
+    """The engine makes no step until it is given the turn."""
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):
@@ -191,6 +245,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     max_num_seqs: int
     process_id: int
     device_memory: DeviceMemory = DeviceMemory()
+    tasks: list[Task] = []
+    """What else than generation can be asked of it."""
+    generates: bool = True
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
@@ -199,4 +256,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     message: str
 
 
-EngineEvent = StepOutputs | Loading | Ready | Failed
+EngineEvent = StepOutputs | TurnOver | Loading | Ready | Failed

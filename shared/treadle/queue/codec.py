@@ -16,12 +16,19 @@ Entry = TypeVar("Entry", LaneEntry, StreamEntry, Heartbeat, ControlEntry, News)
 
 FIELD = b"d"
 """The one field of every stream entry."""
+_WITHOUT_TASKS = 1
 
 
 def encode(entry: LaneEntry | StreamEntry | Heartbeat | ControlEntry | News) -> bytes:
-    """The entry's bytes; stamps this schema's version on it."""
-    entry.version = SCHEMA_VERSION
+    """The entry's bytes; stamps on it the version of the first schema that has all that it says."""
+    entry.version = SCHEMA_VERSION if _has_task(entry) else _WITHOUT_TASKS
     return entry.SerializeToString()
+
+
+def _has_task(entry: LaneEntry | StreamEntry | Heartbeat | ControlEntry | News) -> bool:
+    if isinstance(entry, LaneEntry):
+        return entry.HasField("task")
+    return isinstance(entry, StreamEntry) and entry.terminal.HasField("task_result")
 
 
 def decode(kind: type[Entry], data: bytes) -> Entry:

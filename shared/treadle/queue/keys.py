@@ -27,8 +27,8 @@ from dataclasses import dataclass
 GROUP = "workers"
 """The consumer group of every lane."""
 
-SCHEMA_VERSION = 1
-"""Of every entry; a reader refuses a greater one."""
+SCHEMA_VERSION = 2
+"""The newest of an entry that is read here: 1, and with tasks 2. A reader refuses a greater one."""
 
 PRIORITIES = ("high", "normal", "low")
 """In the order in which workers claim."""

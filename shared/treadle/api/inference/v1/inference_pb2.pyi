@@ -29,6 +29,7 @@ class _Pooling:
 class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     POOLING_UNSPECIFIED: _Pooling.ValueType  # 0
+    """as the model's folder says; where it says nothing, as POOLING_MEAN"""
     POOLING_MEAN: _Pooling.ValueType  # 1
     POOLING_CLS: _Pooling.ValueType  # 2
     POOLING_LAST: _Pooling.ValueType  # 3
@@ -36,6 +37,7 @@ class _PoolingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pooling.Value
 class Pooling(_Pooling, metaclass=_PoolingEnumTypeWrapper): ...
 
 POOLING_UNSPECIFIED: Pooling.ValueType  # 0
+"""as the model's folder says; where it says nothing, as POOLING_MEAN"""
 POOLING_MEAN: Pooling.ValueType  # 1
 POOLING_CLS: Pooling.ValueType  # 2
 POOLING_LAST: Pooling.ValueType  # 3
@@ -48,18 +50,29 @@ class _Aggregation:
 class _AggregationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aggregation.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     AGGREGATION_UNSPECIFIED: _Aggregation.ValueType  # 0
+    """as AGGREGATION_SIMPLE"""
     AGGREGATION_NONE: _Aggregation.ValueType  # 1
+    """A span a token."""
     AGGREGATION_SIMPLE: _Aggregation.ValueType  # 2
+    """Neighbours of one entity are one span ("B-" begins a new one)."""
     AGGREGATION_FIRST: _Aggregation.ValueType  # 3
+    """As SIMPLE, a word having the label of its first token."""
     AGGREGATION_MAX: _Aggregation.ValueType  # 4
+    """As SIMPLE, a word having the label of its surest token."""
 
-class Aggregation(_Aggregation, metaclass=_AggregationEnumTypeWrapper): ...
+class Aggregation(_Aggregation, metaclass=_AggregationEnumTypeWrapper):
+    """What becomes of the tokens' labels, as in Transformers' pipeline."""
 
 AGGREGATION_UNSPECIFIED: Aggregation.ValueType  # 0
+"""as AGGREGATION_SIMPLE"""
 AGGREGATION_NONE: Aggregation.ValueType  # 1
+"""A span a token."""
 AGGREGATION_SIMPLE: Aggregation.ValueType  # 2
+"""Neighbours of one entity are one span ("B-" begins a new one)."""
 AGGREGATION_FIRST: Aggregation.ValueType  # 3
+"""As SIMPLE, a word having the label of its first token."""
 AGGREGATION_MAX: Aggregation.ValueType  # 4
+"""As SIMPLE, a word having the label of its surest token."""
 Global___Aggregation: _TypeAlias = Aggregation  # noqa: Y015
 
 @_typing.final
@@ -298,7 +311,7 @@ Global___BatchGenerateResponse: _TypeAlias = BatchGenerateResponse  # noqa: Y015
 
 @_typing.final
 class TaskContext(_message.Message):
-    """What every encoder task carries."""
+    """What every task carries: its answer comes whole."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -310,8 +323,12 @@ class TaskContext(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    """As Generation.request_id: a call that is repeated with it soon gets the
+    same answer, computed once.
+    """
     tenant: _builtins.str
     model: _builtins.str
+    """An alias or an artifact digest."""
     profile: _builtins.str
     adapter: _builtins.str
     priority: _generation_pb2.Priority.ValueType
@@ -400,12 +417,20 @@ class EmbedRequest(_message.Message):
     NORMALIZE_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
     PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     pooling: Global___Pooling.ValueType
     normalize: _builtins.bool
+    """To length 1, after the truncation to `dimensions`; unset: as the model's
+    folder says.
+    """
     dimensions: _builtins.int
     """Truncates each vector to its first dimensions (matryoshka)."""
     prompt_name: _builtins.str
-    """Name of a prompt that the model's folder defines."""
+    """Name of a prompt that the model's folder defines; empty: its default one, if
+    it has one.
+    """
+    truncate: _builtins.bool
+    """Cut what is longer than the model takes on its right; else it is refused."""
     @_builtins.property
     def context(self) -> Global___TaskContext: ...
     @_builtins.property
@@ -419,10 +444,11 @@ class EmbedRequest(_message.Message):
         normalize: _builtins.bool | None = ...,
         dimensions: _builtins.int | None = ...,
         prompt_name: _builtins.str = ...,
+        truncate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "context", b"context", "dimensions", b"dimensions", "normalize", b"normalize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "context", b"context", "dimensions", b"dimensions", "inputs", b"inputs", "normalize", b"normalize", "pooling", b"pooling", "prompt_name", b"prompt_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "_normalize", b"_normalize", "context", b"context", "dimensions", b"dimensions", "inputs", b"inputs", "normalize", b"normalize", "pooling", b"pooling", "prompt_name", b"prompt_name", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
     _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
@@ -474,9 +500,15 @@ class ClassifyRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     MULTI_LABEL_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
     multi_label: _builtins.bool
+    """Each label's probability by itself, instead of one among all; unset: as the
+    model's folder says.
+    """
     top_k: _builtins.int
-    """Only the best of the labels; unset: all."""
+    """Only so many of the best labels; unset: all."""
+    truncate: _builtins.bool
+    """As EmbedRequest.truncate; of a pair the longer text is cut first."""
     @_builtins.property
     def context(self) -> Global___TaskContext: ...
     @_builtins.property
@@ -488,10 +520,11 @@ class ClassifyRequest(_message.Message):
         inputs: _abc.Iterable[Global___TextInput] | None = ...,
         multi_label: _builtins.bool | None = ...,
         top_k: _builtins.int | None = ...,
+        truncate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_multi_label", b"_multi_label", "_top_k", b"_top_k", "context", b"context", "multi_label", b"multi_label", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_multi_label", b"_multi_label", "_top_k", b"_top_k", "context", b"context", "inputs", b"inputs", "multi_label", b"multi_label", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_multi_label", b"_multi_label", "_top_k", b"_top_k", "context", b"context", "inputs", b"inputs", "multi_label", b"multi_label", "top_k", b"top_k", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__multi_label: _TypeAlias = _typing.Literal["multi_label"]  # noqa: Y015
     _WhichOneofArgType__multi_label: _TypeAlias = _typing.Literal["_multi_label", b"_multi_label"]  # noqa: Y015
@@ -539,7 +572,9 @@ class Classification(_message.Message):
 
     LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]: ...
+    def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelScore]:
+        """Best first."""
+
     def __init__(
         self,
         *,
@@ -601,22 +636,33 @@ Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
 
 @_typing.final
 class ScoreInput(_message.Message):
+    """Texts, or ids of the model's tokenizer, of each of the two."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CONTEXT_FIELD_NUMBER: _builtins.int
     CONTINUATION_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CONTINUATION_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     context: _builtins.str
+    """Empty: the token that the model's texts begin with stands for it."""
     continuation: _builtins.str
     """The text whose log-probability, given the context, is asked."""
+    @_builtins.property
+    def context_token_ids(self) -> _generation_pb2.TokenIds: ...
+    @_builtins.property
+    def continuation_token_ids(self) -> _generation_pb2.TokenIds: ...
     def __init__(
         self,
         *,
         context: _builtins.str = ...,
         continuation: _builtins.str = ...,
+        context_token_ids: _generation_pb2.TokenIds | None = ...,
+        continuation_token_ids: _generation_pb2.TokenIds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context_token_ids", b"context_token_ids", "continuation_token_ids", b"continuation_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "continuation", b"continuation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context", b"context", "context_token_ids", b"context_token_ids", "continuation", b"continuation", "continuation_token_ids", b"continuation_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,10 +707,15 @@ class ContinuationScore(_message.Message):
     GREEDY_FIELD_NUMBER: _builtins.int
     total_logprob: _builtins.float
     greedy: _builtins.bool
+    """Whether each token was the most likely one."""
     @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of the continuation."""
+
     @_builtins.property
-    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Natural, one a token."""
+
     def __init__(
         self,
         *,
@@ -689,8 +740,17 @@ class RerankRequest(_message.Message):
     QUERY_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     TOP_N_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    RAW_SCORES_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     top_n: _builtins.int
+    """Only so many of the best documents; unset: all."""
+    truncate: _builtins.bool
+    """As EmbedRequest.truncate; the document is cut, never the query."""
+    raw_scores: _builtins.bool
+    """The head's own number, instead of what the model's folder makes of it. No
+    difference where documents are ranked by embeddings.
+    """
     @_builtins.property
     def context(self) -> Global___TaskContext: ...
     @_builtins.property
@@ -702,10 +762,12 @@ class RerankRequest(_message.Message):
         query: _builtins.str = ...,
         documents: _abc.Iterable[_builtins.str] | None = ...,
         top_n: _builtins.int | None = ...,
+        truncate: _builtins.bool = ...,
+        raw_scores: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "context", b"context", "top_n", b"top_n"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "context", b"context", "documents", b"documents", "query", b"query", "top_n", b"top_n"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "context", b"context", "documents", b"documents", "query", b"query", "raw_scores", b"raw_scores", "top_n", b"top_n", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__top_n: _TypeAlias = _typing.Literal["top_n"]  # noqa: Y015
     _WhichOneofArgType__top_n: _TypeAlias = _typing.Literal["_top_n", b"_top_n"]  # noqa: Y015
@@ -773,21 +835,31 @@ class TagRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
+    TRUNCATE_FIELD_NUMBER: _builtins.int
+    INCLUDE_OUTSIDE_FIELD_NUMBER: _builtins.int
     aggregation: Global___Aggregation.ValueType
+    truncate: _builtins.bool
+    """As EmbedRequest.truncate: what was cut has no spans."""
+    include_outside: _builtins.bool
+    """Keep spans of the label "O", too."""
     @_builtins.property
     def context(self) -> Global___TaskContext: ...
     @_builtins.property
-    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextInput]: ...
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TextInput]:
+        """Single texts."""
+
     def __init__(
         self,
         *,
         context: Global___TaskContext | None = ...,
         inputs: _abc.Iterable[Global___TextInput] | None = ...,
         aggregation: Global___Aggregation.ValueType = ...,
+        truncate: _builtins.bool = ...,
+        include_outside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["context", b"context"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "context", b"context", "inputs", b"inputs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "context", b"context", "include_outside", b"include_outside", "inputs", b"inputs", "truncate", b"truncate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -872,6 +944,278 @@ class TaggedSpan(_message.Message):
 Global___TaggedSpan: _TypeAlias = TaggedSpan  # noqa: Y015
 
 @_typing.final
+class EmbedStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___EmbedRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___EmbedRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedStreamRequest: _TypeAlias = EmbedStreamRequest  # noqa: Y015
+
+@_typing.final
+class EmbedStreamResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The item's place in the stream of requests, from 0."""
+    request_id: _builtins.str
+    """The request_id of the item; where the client left it empty, the one that
+    the gateway chose.
+    """
+    @_builtins.property
+    def response(self) -> Global___EmbedResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        response: Global___EmbedResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___EmbedStreamResponse: _TypeAlias = EmbedStreamResponse  # noqa: Y015
+
+@_typing.final
+class ClassifyStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___ClassifyRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___ClassifyRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyStreamRequest: _TypeAlias = ClassifyStreamRequest  # noqa: Y015
+
+@_typing.final
+class ClassifyStreamResponse(_message.Message):
+    """As EmbedStreamResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def response(self) -> Global___ClassifyResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        response: Global___ClassifyResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ClassifyStreamResponse: _TypeAlias = ClassifyStreamResponse  # noqa: Y015
+
+@_typing.final
+class ScoreStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___ScoreRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___ScoreRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreStreamRequest: _TypeAlias = ScoreStreamRequest  # noqa: Y015
+
+@_typing.final
+class ScoreStreamResponse(_message.Message):
+    """As EmbedStreamResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def response(self) -> Global___ScoreResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        response: Global___ScoreResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___ScoreStreamResponse: _TypeAlias = ScoreStreamResponse  # noqa: Y015
+
+@_typing.final
+class RerankStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___RerankRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___RerankRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankStreamRequest: _TypeAlias = RerankStreamRequest  # noqa: Y015
+
+@_typing.final
+class RerankStreamResponse(_message.Message):
+    """As EmbedStreamResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def response(self) -> Global___RerankResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        response: Global___RerankResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___RerankStreamResponse: _TypeAlias = RerankStreamResponse  # noqa: Y015
+
+@_typing.final
+class TagStreamRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___TagRequest: ...
+    def __init__(
+        self,
+        *,
+        request: Global___TagRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagStreamRequest: _TypeAlias = TagStreamRequest  # noqa: Y015
+
+@_typing.final
+class TagStreamResponse(_message.Message):
+    """As EmbedStreamResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def response(self) -> Global___TagResponse: ...
+    @_builtins.property
+    def error(self) -> _status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        response: Global___TagResponse | None = ...,
+        error: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "index", b"index", "outcome", b"outcome", "request_id", b"request_id", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___TagStreamResponse: _TypeAlias = TagStreamResponse  # noqa: Y015
+
+@_typing.final
 class ListModelsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -930,6 +1274,10 @@ class ServedModel(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TASKS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_NAMES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The alias, or the artifact digest where it has none."""
     artifact_digest: _builtins.str
@@ -938,10 +1286,24 @@ class ServedModel(_message.Message):
     vocab_size: _builtins.int
     ready_workers: _builtins.int
     """How many workers are ready for it."""
+    embedding_dimensions: _builtins.int
+    """Of a model that embeds."""
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """Where none is ready: why those that should serve it could not load it."""
 
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What can be asked of it: "generate", "score", "embed", "classify", "tag",
+        "rerank".
+        """
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a model that classifies or tags, in the order of its outputs."""
+
+    @_builtins.property
+    def prompt_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -952,10 +1314,14 @@ class ServedModel(_message.Message):
         vocab_size: _builtins.int = ...,
         ready_workers: _builtins.int = ...,
         error: _status_pb2.Status | None = ...,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        embedding_dimensions: _builtins.int = ...,
+        prompt_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "error", b"error", "max_model_len", b"max_model_len", "model", b"model", "profile", b"profile", "ready_workers", b"ready_workers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "embedding_dimensions", b"embedding_dimensions", "error", b"error", "labels", b"labels", "max_model_len", b"max_model_len", "model", b"model", "profile", b"profile", "prompt_names", b"prompt_names", "ready_workers", b"ready_workers", "tasks", b"tasks", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

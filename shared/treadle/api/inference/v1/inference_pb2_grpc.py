@@ -86,6 +86,31 @@ class InferenceServiceStub:
                 request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagRequest.SerializeToString,
                 response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagResponse.FromString,
                 _registered_method=True)
+        self.EmbedStream = channel.stream_stream(
+                '/treadle.api.inference.v1.InferenceService/EmbedStream',
+                request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamResponse.FromString,
+                _registered_method=True)
+        self.ClassifyStream = channel.stream_stream(
+                '/treadle.api.inference.v1.InferenceService/ClassifyStream',
+                request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamResponse.FromString,
+                _registered_method=True)
+        self.ScoreStream = channel.stream_stream(
+                '/treadle.api.inference.v1.InferenceService/ScoreStream',
+                request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamResponse.FromString,
+                _registered_method=True)
+        self.RerankStream = channel.stream_stream(
+                '/treadle.api.inference.v1.InferenceService/RerankStream',
+                request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamResponse.FromString,
+                _registered_method=True)
+        self.TagStream = channel.stream_stream(
+                '/treadle.api.inference.v1.InferenceService/TagStream',
+                request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamRequest.SerializeToString,
+                response_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/treadle.api.inference.v1.InferenceService/ListModels',
                 request_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -170,6 +195,38 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EmbedStream(self, request_iterator, context):
+        """Many requests on one stream. Some are worked on at once; the answers come in
+        the order of the items, and one bad item fails alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyStream(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreStream(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RerankStream(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagStream(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """What can be asked for now.
         """
@@ -229,6 +286,31 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Tag,
                     request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagRequest.FromString,
                     response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagResponse.SerializeToString,
+            ),
+            'EmbedStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EmbedStream,
+                    request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamResponse.SerializeToString,
+            ),
+            'ClassifyStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ClassifyStream,
+                    request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamResponse.SerializeToString,
+            ),
+            'ScoreStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ScoreStream,
+                    request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamResponse.SerializeToString,
+            ),
+            'RerankStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.RerankStream,
+                    request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamResponse.SerializeToString,
+            ),
+            'TagStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.TagStream,
+                    request_deserializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamRequest.FromString,
+                    response_serializer=treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -508,6 +590,141 @@ class InferenceService:
             '/treadle.api.inference.v1.InferenceService/Tag',
             treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagRequest.SerializeToString,
             treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.api.inference.v1.InferenceService/EmbedStream',
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamRequest.SerializeToString,
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.EmbedStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.api.inference.v1.InferenceService/ClassifyStream',
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamRequest.SerializeToString,
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ClassifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.api.inference.v1.InferenceService/ScoreStream',
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamRequest.SerializeToString,
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.ScoreStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RerankStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.api.inference.v1.InferenceService/RerankStream',
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamRequest.SerializeToString,
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.RerankStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.api.inference.v1.InferenceService/TagStream',
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamRequest.SerializeToString,
+            treadle_dot_api_dot_inference_dot_v1_dot_inference__pb2.TagStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

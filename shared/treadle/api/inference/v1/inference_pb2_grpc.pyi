@@ -42,6 +42,14 @@ class InferenceServiceStub:
     """Documents ordered by their relevance to a query."""
     Tag: _aio.UnaryUnaryMultiCallable[_inference_pb2.TagRequest, _inference_pb2.TagResponse]
     """Labelled spans of a text."""
+    EmbedStream: _aio.StreamStreamMultiCallable[_inference_pb2.EmbedStreamRequest, _inference_pb2.EmbedStreamResponse]
+    """Many requests on one stream. Some are worked on at once; the answers come in
+    the order of the items, and one bad item fails alone.
+    """
+    ClassifyStream: _aio.StreamStreamMultiCallable[_inference_pb2.ClassifyStreamRequest, _inference_pb2.ClassifyStreamResponse]
+    ScoreStream: _aio.StreamStreamMultiCallable[_inference_pb2.ScoreStreamRequest, _inference_pb2.ScoreStreamResponse]
+    RerankStream: _aio.StreamStreamMultiCallable[_inference_pb2.RerankStreamRequest, _inference_pb2.RerankStreamResponse]
+    TagStream: _aio.StreamStreamMultiCallable[_inference_pb2.TagStreamRequest, _inference_pb2.TagStreamResponse]
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """What can be asked for now."""
 
@@ -133,6 +141,44 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_inference_pb2.TagRequest, _abc.Awaitable[_inference_pb2.TagResponse]],
     ) -> _abc.Awaitable[_inference_pb2.TagResponse]:
         """Labelled spans of a text."""
+
+    @_abc_1.abstractmethod
+    def EmbedStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_inference_pb2.EmbedStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.EmbedStreamRequest], _abc.AsyncIterator[_inference_pb2.EmbedStreamResponse]],
+    ) -> _abc.AsyncIterator[_inference_pb2.EmbedStreamResponse]:
+        """Many requests on one stream. Some are worked on at once; the answers come in
+        the order of the items, and one bad item fails alone.
+        """
+
+    @_abc_1.abstractmethod
+    def ClassifyStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_inference_pb2.ClassifyStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.ClassifyStreamRequest], _abc.AsyncIterator[_inference_pb2.ClassifyStreamResponse]],
+    ) -> _abc.AsyncIterator[_inference_pb2.ClassifyStreamResponse]: ...
+
+    @_abc_1.abstractmethod
+    def ScoreStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_inference_pb2.ScoreStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.ScoreStreamRequest], _abc.AsyncIterator[_inference_pb2.ScoreStreamResponse]],
+    ) -> _abc.AsyncIterator[_inference_pb2.ScoreStreamResponse]: ...
+
+    @_abc_1.abstractmethod
+    def RerankStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_inference_pb2.RerankStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.RerankStreamRequest], _abc.AsyncIterator[_inference_pb2.RerankStreamResponse]],
+    ) -> _abc.AsyncIterator[_inference_pb2.RerankStreamResponse]: ...
+
+    @_abc_1.abstractmethod
+    def TagStream(
+        self,
+        request_iterator: _abc.AsyncIterator[_inference_pb2.TagStreamRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_inference_pb2.TagStreamRequest], _abc.AsyncIterator[_inference_pb2.TagStreamResponse]],
+    ) -> _abc.AsyncIterator[_inference_pb2.TagStreamResponse]: ...
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -25,25 +25,31 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&treadle/api/registry/v1/artifact.proto\x12\x17treadle.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x04\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x16\n\x0e\x63ompute_digest\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13presentation_digest\x18\x04 \x01(\t\x12\x32\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32#.treadle.api.registry.v1.ModelFacts\x12H\n\x13generation_defaults\x18\x06 \x01(\x0b\x32+.treadle.api.registry.v1.GenerationDefaults\x12\x34\n\x05\x66iles\x18\x07 \x03(\x0b\x32%.treadle.api.registry.v1.ArtifactFile\x12;\n\x0csource_files\x18\x08 \x03(\x0b\x32%.treadle.api.registry.v1.ArtifactFile\x12\x10\n\x08location\x18\t \x01(\t\x12\x0e\n\x06source\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconverter\x18\x0c \x01(\t\x12\x15\n\rparent_digest\x18\r \x01(\t\x12\x13\n\x0btotal_bytes\x18\x0e \x01(\x04\x12\x37\n\nderivation\x18\x0f \x01(\x0b\x32#.treadle.api.registry.v1.Derivation\"}\n\nDerivation\x12\x0f\n\x05\x64type\x18\x01 \x01(\tH\x00\x12\x16\n\x0cquantization\x18\x02 \x01(\tH\x00\x12>\n\radapter_merge\x18\x03 \x01(\x0b\x32%.treadle.api.registry.v1.AdapterMergeH\x00\x42\x06\n\x04kind\".\n\x0c\x41\x64\x61pterMerge\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\";\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x96\x02\n\nModelFacts\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x0f\n\x07license\x18\x08 \x01(\t\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\x12\x33\n\x06\x64types\x18\n \x03(\x0b\x32#.treadle.api.registry.v1.DtypeShare\x12\x14\n\x0cquantization\x18\x0b \x01(\t\">\n\nDtypeShare\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xbf\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\x08 \x01(\rH\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&treadle/api/registry/v1/artifact.proto\x12\x17treadle.api.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdd\x04\n\x08\x41rtifact\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x16\n\x0e\x63ompute_digest\x18\x02 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\t\x12\x1b\n\x13presentation_digest\x18\x04 \x01(\t\x12\x32\n\x05\x66\x61\x63ts\x18\x05 \x01(\x0b\x32#.treadle.api.registry.v1.ModelFacts\x12H\n\x13generation_defaults\x18\x06 \x01(\x0b\x32+.treadle.api.registry.v1.GenerationDefaults\x12\x34\n\x05\x66iles\x18\x07 \x03(\x0b\x32%.treadle.api.registry.v1.ArtifactFile\x12;\n\x0csource_files\x18\x08 \x03(\x0b\x32%.treadle.api.registry.v1.ArtifactFile\x12\x10\n\x08location\x18\t \x01(\t\x12\x0e\n\x06source\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tconverter\x18\x0c \x01(\t\x12\x15\n\rparent_digest\x18\r \x01(\t\x12\x13\n\x0btotal_bytes\x18\x0e \x01(\x04\x12\x37\n\nderivation\x18\x0f \x01(\x0b\x32#.treadle.api.registry.v1.Derivation\x12\x36\n\ntask_facts\x18\x10 \x01(\x0b\x32\".treadle.api.registry.v1.TaskFacts\"\xec\x02\n\tTaskFacts\x12\r\n\x05tasks\x18\x01 \x03(\t\x12\x0f\n\x07pooling\x18\x02 \x01(\t\x12\x11\n\tnormalize\x18\x03 \x01(\x08\x12\x1c\n\x14\x65mbedding_dimensions\x18\x04 \x01(\r\x12@\n\x07prompts\x18\x05 \x03(\x0b\x32/.treadle.api.registry.v1.TaskFacts.PromptsEntry\x12\x1b\n\x13\x64\x65\x66\x61ult_prompt_name\x18\x06 \x01(\t\x12\x13\n\x0bskip_prompt\x18\x07 \x01(\x08\x12\x0e\n\x06labels\x18\x08 \x03(\t\x12\x13\n\x0bmulti_label\x18\t \x01(\x08\x12\x17\n\x0frank_activation\x18\n \x01(\t\x12\x12\n\nsimilarity\x18\x0b \x01(\t\x12\x18\n\x10max_input_tokens\x18\x0c \x01(\r\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"}\n\nDerivation\x12\x0f\n\x05\x64type\x18\x01 \x01(\tH\x00\x12\x16\n\x0cquantization\x18\x02 \x01(\tH\x00\x12>\n\radapter_merge\x18\x03 \x01(\x0b\x32%.treadle.api.registry.v1.AdapterMergeH\x00\x42\x06\n\x04kind\".\n\x0c\x41\x64\x61pterMerge\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\";\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x96\x02\n\nModelFacts\x12\x12\n\nmodel_type\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x13\n\x0bhidden_size\x18\x06 \x01(\r\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x0f\n\x07license\x18\x08 \x01(\t\x12\x19\n\x11has_chat_template\x18\t \x01(\x08\x12\x33\n\x06\x64types\x18\n \x03(\x0b\x32#.treadle.api.registry.v1.DtypeShare\x12\x14\n\x0cquantization\x18\x0b \x01(\t\">\n\nDtypeShare\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xbf\x02\n\x12GenerationDefaults\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\x07 \x01(\rH\x05\x88\x01\x01\x12\x19\n\x0cpad_token_id\x18\x08 \x01(\rH\x06\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x0f\n\r_bos_token_idB\x0f\n\r_pad_token_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.api.registry.v1.artifact_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_TASKFACTS_PROMPTSENTRY']._loaded_options = None
+  _globals['_TASKFACTS_PROMPTSENTRY']._serialized_options = b'8\001'
   _globals['_ARTIFACT']._serialized_start=101
-  _globals['_ARTIFACT']._serialized_end=650
-  _globals['_DERIVATION']._serialized_start=652
-  _globals['_DERIVATION']._serialized_end=777
-  _globals['_ADAPTERMERGE']._serialized_start=779
-  _globals['_ADAPTERMERGE']._serialized_end=825
-  _globals['_ARTIFACTFILE']._serialized_start=827
-  _globals['_ARTIFACTFILE']._serialized_end=886
-  _globals['_MODELFACTS']._serialized_start=889
-  _globals['_MODELFACTS']._serialized_end=1167
-  _globals['_DTYPESHARE']._serialized_start=1169
-  _globals['_DTYPESHARE']._serialized_end=1231
-  _globals['_GENERATIONDEFAULTS']._serialized_start=1234
-  _globals['_GENERATIONDEFAULTS']._serialized_end=1553
+  _globals['_ARTIFACT']._serialized_end=706
+  _globals['_TASKFACTS']._serialized_start=709
+  _globals['_TASKFACTS']._serialized_end=1073
+  _globals['_TASKFACTS_PROMPTSENTRY']._serialized_start=1027
+  _globals['_TASKFACTS_PROMPTSENTRY']._serialized_end=1073
+  _globals['_DERIVATION']._serialized_start=1075
+  _globals['_DERIVATION']._serialized_end=1200
+  _globals['_ADAPTERMERGE']._serialized_start=1202
+  _globals['_ADAPTERMERGE']._serialized_end=1248
+  _globals['_ARTIFACTFILE']._serialized_start=1250
+  _globals['_ARTIFACTFILE']._serialized_end=1309
+  _globals['_MODELFACTS']._serialized_start=1312
+  _globals['_MODELFACTS']._serialized_end=1590
+  _globals['_DTYPESHARE']._serialized_start=1592
+  _globals['_DTYPESHARE']._serialized_end=1654
+  _globals['_GENERATIONDEFAULTS']._serialized_start=1657
+  _globals['_GENERATIONDEFAULTS']._serialized_end=1976
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,7 @@ class Artifact(_message.Message):
     PARENT_DIGEST_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     DERIVATION_FIELD_NUMBER: _builtins.int
+    TASK_FACTS_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """"sha256:" and 64 hexadecimal digits, over the three digests below."""
     compute_digest: _builtins.str
@@ -63,8 +64,9 @@ class Artifact(_message.Message):
     def generation_defaults(self) -> Global___GenerationDefaults: ...
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArtifactFile]:
-        """The canonical files: bfloat16 safetensors, config.json, tokenizer.json,
-        tokenizer_config.json, chat_template.jinja, generation_config.json.
+        """The canonical files: safetensors (bfloat16; of an encoder as they came),
+        config.json, tokenizer.json, tokenizer_config.json, chat_template.jinja,
+        generation_config.json.
         """
 
     @_builtins.property
@@ -77,6 +79,8 @@ class Artifact(_message.Message):
     def derivation(self) -> Global___Derivation:
         """How it was derived from its parent; unset: it was imported."""
 
+    @_builtins.property
+    def task_facts(self) -> Global___TaskFacts: ...
     def __init__(
         self,
         *,
@@ -95,14 +99,108 @@ class Artifact(_message.Message):
         parent_digest: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         derivation: Global___Derivation | None = ...,
+        task_facts: Global___TaskFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "derivation", b"derivation", "facts", b"facts", "generation_defaults", b"generation_defaults"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "derivation", b"derivation", "facts", b"facts", "generation_defaults", b"generation_defaults", "task_facts", b"task_facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_digest", b"compute_digest", "converter", b"converter", "create_time", b"create_time", "derivation", b"derivation", "digest", b"digest", "facts", b"facts", "files", b"files", "generation_defaults", b"generation_defaults", "location", b"location", "parent_digest", b"parent_digest", "presentation_digest", b"presentation_digest", "source", b"source", "source_files", b"source_files", "tokenizer_digest", b"tokenizer_digest", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_digest", b"compute_digest", "converter", b"converter", "create_time", b"create_time", "derivation", b"derivation", "digest", b"digest", "facts", b"facts", "files", b"files", "generation_defaults", b"generation_defaults", "location", b"location", "parent_digest", b"parent_digest", "presentation_digest", b"presentation_digest", "source", b"source", "source_files", b"source_files", "task_facts", b"task_facts", "tokenizer_digest", b"tokenizer_digest", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Artifact: _TypeAlias = Artifact  # noqa: Y015
+
+@_typing.final
+class TaskFacts(_message.Message):
+    """What can be asked of a model, and what its folder says of how."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PromptsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    POOLING_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_DIMENSIONS_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PROMPT_NAME_FIELD_NUMBER: _builtins.int
+    SKIP_PROMPT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MULTI_LABEL_FIELD_NUMBER: _builtins.int
+    RANK_ACTIVATION_FIELD_NUMBER: _builtins.int
+    SIMILARITY_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    pooling: _builtins.str
+    """How the tokens' vectors become the text's: "mean", "cls", "last"; empty: the
+    folder does not say.
+    """
+    normalize: _builtins.bool
+    """Whether vectors are brought to length 1."""
+    embedding_dimensions: _builtins.int
+    default_prompt_name: _builtins.str
+    """The prompt that is taken where none is named; empty: none is."""
+    skip_prompt: _builtins.bool
+    """The prompt's own tokens are not pooled."""
+    multi_label: _builtins.bool
+    """Labels exclude one another unless this is set."""
+    rank_activation: _builtins.str
+    """What is made of a cross-encoder's number: "sigmoid", or "" for nothing."""
+    similarity: _builtins.str
+    """"cosine", "dot"."""
+    max_input_tokens: _builtins.int
+    """Tokens of a text, or a pair, special ones included."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"generate", "score", "embed", "classify", "tag", "rerank"."""
+
+    @_builtins.property
+    def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By name: what is put before a text."""
+
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In the order of the head's outputs."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_builtins.str] | None = ...,
+        pooling: _builtins.str = ...,
+        normalize: _builtins.bool = ...,
+        embedding_dimensions: _builtins.int = ...,
+        prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        default_prompt_name: _builtins.str = ...,
+        skip_prompt: _builtins.bool = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        multi_label: _builtins.bool = ...,
+        rank_activation: _builtins.str = ...,
+        similarity: _builtins.str = ...,
+        max_input_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_prompt_name", b"default_prompt_name", "embedding_dimensions", b"embedding_dimensions", "labels", b"labels", "max_input_tokens", b"max_input_tokens", "multi_label", b"multi_label", "normalize", b"normalize", "pooling", b"pooling", "prompts", b"prompts", "rank_activation", b"rank_activation", "similarity", b"similarity", "skip_prompt", b"skip_prompt", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskFacts: _TypeAlias = TaskFacts  # noqa: Y015
 
 @_typing.final
 class Derivation(_message.Message):
@@ -204,7 +302,9 @@ class ModelFacts(_message.Message):
     DTYPES_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
-    """As config.json names it: "llama", "mistral", "qwen2", "qwen3"."""
+    """As config.json names it: "llama", "mistral", "qwen2", "qwen3", "bert",
+    "roberta", "distilbert".
+    """
     architecture: _builtins.str
     parameters: _builtins.int
     vocab_size: _builtins.int

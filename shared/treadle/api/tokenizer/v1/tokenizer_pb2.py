@@ -24,45 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(treadle/api/tokenizer/v1/tokenizer.proto\x12\x18treadle.api.tokenizer.v1\"7\n\x0b\x45ncodeInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\x04pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_pair\"\x84\x01\n\nTruncation\x12\x12\n\nmax_length\x18\x01 \x01(\r\x12\x36\n\x04side\x18\x02 \x01(\x0e\x32(.treadle.api.tokenizer.v1.TruncationSide\x12\x0e\n\x06stride\x18\x03 \x01(\r\x12\x1a\n\x12return_overflowing\x18\x04 \x01(\x08\"f\n\x07Padding\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\x13\n\x0bmultiple_of\x18\x02 \x01(\r\x12\x36\n\x04side\x18\x03 \x01(\x0e\x32(.treadle.api.tokenizer.v1.TruncationSide\"\xcb\x02\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.EncodeInput\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x38\n\ntruncation\x18\x04 \x01(\x0b\x32$.treadle.api.tokenizer.v1.Truncation\x12\x32\n\x07padding\x18\x05 \x01(\x0b\x32!.treadle.api.tokenizer.v1.Padding\x12\x16\n\x0ereturn_offsets\x18\x06 \x01(\x08\x12\x17\n\x0freturn_type_ids\x18\x07 \x01(\x08\x12\x1d\n\x15return_attention_mask\x18\x08 \x01(\x08\x42\x15\n\x13_add_special_tokens\"z\n\x0e\x45ncodeResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x35\n\tencodings\x18\x03 \x03(\x0b\x32\".treadle.api.tokenizer.v1.Encoding\"\x89\x01\n\x08\x45ncoding\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x31\n\x07offsets\x18\x02 \x03(\x0b\x32 .treadle.api.tokenizer.v1.Offset\x12\x10\n\x08type_ids\x18\x03 \x03(\r\x12\x16\n\x0e\x61ttention_mask\x18\x04 \x03(\r\x12\x13\n\x0binput_index\x18\x05 \x01(\r\"$\n\x06Offset\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x8f\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.DecodeInput\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\x1a\n\x0b\x44\x65\x63odeInput\x12\x0b\n\x03ids\x18\x01 \x03(\r\"R\n\x0e\x44\x65\x63odeResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\"\x92\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.EncodeInput\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"X\n\x13\x43ountTokensResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\"\xc8\x01\n\x11RenderChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x08messages\x18\x02 \x03(\x0b\x32!.treadle.api.tokenizer.v1.Message\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x1f\n\x17template_arguments_json\x18\x04 \x01(\t\x12\x10\n\x08tokenize\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"b\n\x12RenderChatResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03ids\x18\x04 \x03(\r*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x01\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x02\x32\xa1\x03\n\x10TokenizerService\x12[\n\x06\x45ncode\x12\'.treadle.api.tokenizer.v1.EncodeRequest\x1a(.treadle.api.tokenizer.v1.EncodeResponse\x12[\n\x06\x44\x65\x63ode\x12\'.treadle.api.tokenizer.v1.DecodeRequest\x1a(.treadle.api.tokenizer.v1.DecodeResponse\x12j\n\x0b\x43ountTokens\x12,.treadle.api.tokenizer.v1.CountTokensRequest\x1a-.treadle.api.tokenizer.v1.CountTokensResponse\x12g\n\nRenderChat\x12+.treadle.api.tokenizer.v1.RenderChatRequest\x1a,.treadle.api.tokenizer.v1.RenderChatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(treadle/api/tokenizer/v1/tokenizer.proto\x12\x18treadle.api.tokenizer.v1\"7\n\x0b\x45ncodeInput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\x04pair\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_pair\"\xc4\x01\n\nTruncation\x12\x12\n\nmax_length\x18\x01 \x01(\r\x12\x36\n\x04side\x18\x02 \x01(\x0e\x32(.treadle.api.tokenizer.v1.TruncationSide\x12\x0e\n\x06stride\x18\x03 \x01(\r\x12\x1a\n\x12return_overflowing\x18\x04 \x01(\x08\x12>\n\x08strategy\x18\x05 \x01(\x0e\x32,.treadle.api.tokenizer.v1.TruncationStrategy\"f\n\x07Padding\x12\x0e\n\x06length\x18\x01 \x01(\r\x12\x13\n\x0bmultiple_of\x18\x02 \x01(\r\x12\x36\n\x04side\x18\x03 \x01(\x0e\x32(.treadle.api.tokenizer.v1.TruncationSide\"\xa5\x03\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.EncodeInput\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x38\n\ntruncation\x18\x04 \x01(\x0b\x32$.treadle.api.tokenizer.v1.Truncation\x12\x32\n\x07padding\x18\x05 \x01(\x0b\x32!.treadle.api.tokenizer.v1.Padding\x12\x16\n\x0ereturn_offsets\x18\x06 \x01(\x08\x12\x17\n\x0freturn_type_ids\x18\x07 \x01(\x08\x12\x1d\n\x15return_attention_mask\x18\x08 \x01(\x08\x12\x17\n\x0freturn_word_ids\x18\t \x01(\x08\x12\x1b\n\x13return_sequence_ids\x18\n \x01(\x08\x12\"\n\x1areturn_special_tokens_mask\x18\x0b \x01(\x08\x42\x15\n\x13_add_special_tokens\"z\n\x0e\x45ncodeResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x35\n\tencodings\x18\x03 \x03(\x0b\x32\".treadle.api.tokenizer.v1.Encoding\"\xce\x01\n\x08\x45ncoding\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x31\n\x07offsets\x18\x02 \x03(\x0b\x32 .treadle.api.tokenizer.v1.Offset\x12\x10\n\x08type_ids\x18\x03 \x03(\r\x12\x16\n\x0e\x61ttention_mask\x18\x04 \x03(\r\x12\x13\n\x0binput_index\x18\x05 \x01(\r\x12\x10\n\x08word_ids\x18\x06 \x03(\x11\x12\x14\n\x0csequence_ids\x18\x07 \x03(\x11\x12\x1b\n\x13special_tokens_mask\x18\x08 \x03(\r\"$\n\x06Offset\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"\x8f\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.DecodeInput\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\x1a\n\x0b\x44\x65\x63odeInput\x12\x0b\n\x03ids\x18\x01 \x03(\r\"R\n\x0e\x44\x65\x63odeResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\"\x92\x01\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x35\n\x06inputs\x18\x02 \x03(\x0b\x32%.treadle.api.tokenizer.v1.EncodeInput\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x15\n\x13_add_special_tokens\"X\n\x13\x43ountTokensResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\"\xc8\x01\n\x11RenderChatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x33\n\x08messages\x18\x02 \x03(\x0b\x32!.treadle.api.tokenizer.v1.Message\x12\"\n\x15\x61\x64\x64_generation_prompt\x18\x03 \x01(\x08H\x00\x88\x01\x01\x12\x1f\n\x17template_arguments_json\x18\x04 \x01(\t\x12\x10\n\x08tokenize\x18\x05 \x01(\x08\x42\x18\n\x16_add_generation_prompt\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"b\n\x12RenderChatResponse\x12\x17\n\x0f\x61rtifact_digest\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0b\n\x03ids\x18\x04 \x03(\r*f\n\x0eTruncationSide\x12\x1f\n\x1bTRUNCATION_SIDE_UNSPECIFIED\x10\x00\x12\x19\n\x15TRUNCATION_SIDE_RIGHT\x10\x01\x12\x18\n\x14TRUNCATION_SIDE_LEFT\x10\x02*\xa9\x01\n\x12TruncationStrategy\x12#\n\x1fTRUNCATION_STRATEGY_UNSPECIFIED\x10\x00\x12%\n!TRUNCATION_STRATEGY_LONGEST_FIRST\x10\x01\x12\"\n\x1eTRUNCATION_STRATEGY_ONLY_FIRST\x10\x02\x12#\n\x1fTRUNCATION_STRATEGY_ONLY_SECOND\x10\x03\x32\xa1\x03\n\x10TokenizerService\x12[\n\x06\x45ncode\x12\'.treadle.api.tokenizer.v1.EncodeRequest\x1a(.treadle.api.tokenizer.v1.EncodeResponse\x12[\n\x06\x44\x65\x63ode\x12\'.treadle.api.tokenizer.v1.DecodeRequest\x1a(.treadle.api.tokenizer.v1.DecodeResponse\x12j\n\x0b\x43ountTokens\x12,.treadle.api.tokenizer.v1.CountTokensRequest\x1a-.treadle.api.tokenizer.v1.CountTokensResponse\x12g\n\nRenderChat\x12+.treadle.api.tokenizer.v1.RenderChatRequest\x1a,.treadle.api.tokenizer.v1.RenderChatResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.api.tokenizer.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRUNCATIONSIDE']._serialized_start=1844
-  _globals['_TRUNCATIONSIDE']._serialized_end=1946
+  _globals['_TRUNCATIONSIDE']._serialized_start=2067
+  _globals['_TRUNCATIONSIDE']._serialized_end=2169
+  _globals['_TRUNCATIONSTRATEGY']._serialized_start=2172
+  _globals['_TRUNCATIONSTRATEGY']._serialized_end=2341
   _globals['_ENCODEINPUT']._serialized_start=70
   _globals['_ENCODEINPUT']._serialized_end=125
   _globals['_TRUNCATION']._serialized_start=128
-  _globals['_TRUNCATION']._serialized_end=260
-  _globals['_PADDING']._serialized_start=262
-  _globals['_PADDING']._serialized_end=364
-  _globals['_ENCODEREQUEST']._serialized_start=367
-  _globals['_ENCODEREQUEST']._serialized_end=698
-  _globals['_ENCODERESPONSE']._serialized_start=700
-  _globals['_ENCODERESPONSE']._serialized_end=822
-  _globals['_ENCODING']._serialized_start=825
-  _globals['_ENCODING']._serialized_end=962
-  _globals['_OFFSET']._serialized_start=964
-  _globals['_OFFSET']._serialized_end=1000
-  _globals['_DECODEREQUEST']._serialized_start=1003
-  _globals['_DECODEREQUEST']._serialized_end=1146
-  _globals['_DECODEINPUT']._serialized_start=1148
-  _globals['_DECODEINPUT']._serialized_end=1174
-  _globals['_DECODERESPONSE']._serialized_start=1176
-  _globals['_DECODERESPONSE']._serialized_end=1258
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1261
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1407
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1409
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1497
-  _globals['_RENDERCHATREQUEST']._serialized_start=1500
-  _globals['_RENDERCHATREQUEST']._serialized_end=1700
-  _globals['_MESSAGE']._serialized_start=1702
-  _globals['_MESSAGE']._serialized_end=1742
-  _globals['_RENDERCHATRESPONSE']._serialized_start=1744
-  _globals['_RENDERCHATRESPONSE']._serialized_end=1842
-  _globals['_TOKENIZERSERVICE']._serialized_start=1949
-  _globals['_TOKENIZERSERVICE']._serialized_end=2366
+  _globals['_TRUNCATION']._serialized_end=324
+  _globals['_PADDING']._serialized_start=326
+  _globals['_PADDING']._serialized_end=428
+  _globals['_ENCODEREQUEST']._serialized_start=431
+  _globals['_ENCODEREQUEST']._serialized_end=852
+  _globals['_ENCODERESPONSE']._serialized_start=854
+  _globals['_ENCODERESPONSE']._serialized_end=976
+  _globals['_ENCODING']._serialized_start=979
+  _globals['_ENCODING']._serialized_end=1185
+  _globals['_OFFSET']._serialized_start=1187
+  _globals['_OFFSET']._serialized_end=1223
+  _globals['_DECODEREQUEST']._serialized_start=1226
+  _globals['_DECODEREQUEST']._serialized_end=1369
+  _globals['_DECODEINPUT']._serialized_start=1371
+  _globals['_DECODEINPUT']._serialized_end=1397
+  _globals['_DECODERESPONSE']._serialized_start=1399
+  _globals['_DECODERESPONSE']._serialized_end=1481
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1484
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1630
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1632
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1720
+  _globals['_RENDERCHATREQUEST']._serialized_start=1723
+  _globals['_RENDERCHATREQUEST']._serialized_end=1923
+  _globals['_MESSAGE']._serialized_start=1925
+  _globals['_MESSAGE']._serialized_end=1965
+  _globals['_RENDERCHATRESPONSE']._serialized_start=1967
+  _globals['_RENDERCHATRESPONSE']._serialized_end=2065
+  _globals['_TOKENIZERSERVICE']._serialized_start=2344
+  _globals['_TOKENIZERSERVICE']._serialized_end=2761
 # @@protoc_insertion_point(module_scope)

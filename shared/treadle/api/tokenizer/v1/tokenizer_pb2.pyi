@@ -38,6 +38,28 @@ TRUNCATION_SIDE_RIGHT: TruncationSide.ValueType  # 1
 TRUNCATION_SIDE_LEFT: TruncationSide.ValueType  # 2
 Global___TruncationSide: _TypeAlias = TruncationSide  # noqa: Y015
 
+class _TruncationStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TruncationStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_STRATEGY_UNSPECIFIED: _TruncationStrategy.ValueType  # 0
+    """as TRUNCATION_STRATEGY_LONGEST_FIRST"""
+    TRUNCATION_STRATEGY_LONGEST_FIRST: _TruncationStrategy.ValueType  # 1
+    TRUNCATION_STRATEGY_ONLY_FIRST: _TruncationStrategy.ValueType  # 2
+    TRUNCATION_STRATEGY_ONLY_SECOND: _TruncationStrategy.ValueType  # 3
+
+class TruncationStrategy(_TruncationStrategy, metaclass=_TruncationStrategyEnumTypeWrapper):
+    """Which text of a pair is cut, as in Transformers."""
+
+TRUNCATION_STRATEGY_UNSPECIFIED: TruncationStrategy.ValueType  # 0
+"""as TRUNCATION_STRATEGY_LONGEST_FIRST"""
+TRUNCATION_STRATEGY_LONGEST_FIRST: TruncationStrategy.ValueType  # 1
+TRUNCATION_STRATEGY_ONLY_FIRST: TruncationStrategy.ValueType  # 2
+TRUNCATION_STRATEGY_ONLY_SECOND: TruncationStrategy.ValueType  # 3
+Global___TruncationStrategy: _TypeAlias = TruncationStrategy  # noqa: Y015
+
 @_typing.final
 class EncodeInput(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -71,14 +93,16 @@ class Truncation(_message.Message):
     SIDE_FIELD_NUMBER: _builtins.int
     STRIDE_FIELD_NUMBER: _builtins.int
     RETURN_OVERFLOWING_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     max_length: _builtins.int
     side: Global___TruncationSide.ValueType
     stride: _builtins.int
     """Tokens that overflowing windows share."""
     return_overflowing: _builtins.bool
     """Also give what was cut off, as further windows after the first one of
-    their input. Single texts only.
+    their input. Of a pair with ONLY_FIRST or ONLY_SECOND alone.
     """
+    strategy: Global___TruncationStrategy.ValueType
     def __init__(
         self,
         *,
@@ -86,10 +110,11 @@ class Truncation(_message.Message):
         side: Global___TruncationSide.ValueType = ...,
         stride: _builtins.int = ...,
         return_overflowing: _builtins.bool = ...,
+        strategy: Global___TruncationStrategy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_length", b"max_length", "return_overflowing", b"return_overflowing", "side", b"side", "stride", b"stride"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_length", b"max_length", "return_overflowing", b"return_overflowing", "side", b"side", "strategy", b"strategy", "stride", b"stride"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,6 +159,9 @@ class EncodeRequest(_message.Message):
     RETURN_OFFSETS_FIELD_NUMBER: _builtins.int
     RETURN_TYPE_IDS_FIELD_NUMBER: _builtins.int
     RETURN_ATTENTION_MASK_FIELD_NUMBER: _builtins.int
+    RETURN_WORD_IDS_FIELD_NUMBER: _builtins.int
+    RETURN_SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    RETURN_SPECIAL_TOKENS_MASK_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """An alias or an artifact digest."""
     add_special_tokens: _builtins.bool
@@ -141,6 +169,9 @@ class EncodeRequest(_message.Message):
     return_offsets: _builtins.bool
     return_type_ids: _builtins.bool
     return_attention_mask: _builtins.bool
+    return_word_ids: _builtins.bool
+    return_sequence_ids: _builtins.bool
+    return_special_tokens_mask: _builtins.bool
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncodeInput]: ...
     @_builtins.property
@@ -158,10 +189,13 @@ class EncodeRequest(_message.Message):
         return_offsets: _builtins.bool = ...,
         return_type_ids: _builtins.bool = ...,
         return_attention_mask: _builtins.bool = ...,
+        return_word_ids: _builtins.bool = ...,
+        return_sequence_ids: _builtins.bool = ...,
+        return_special_tokens_mask: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "padding", b"padding", "truncation", b"truncation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "inputs", b"inputs", "model", b"model", "padding", b"padding", "return_attention_mask", b"return_attention_mask", "return_offsets", b"return_offsets", "return_type_ids", b"return_type_ids", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "inputs", b"inputs", "model", b"model", "padding", b"padding", "return_attention_mask", b"return_attention_mask", "return_offsets", b"return_offsets", "return_sequence_ids", b"return_sequence_ids", "return_special_tokens_mask", b"return_special_tokens_mask", "return_type_ids", b"return_type_ids", "return_word_ids", b"return_word_ids", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
@@ -208,6 +242,9 @@ class Encoding(_message.Message):
     TYPE_IDS_FIELD_NUMBER: _builtins.int
     ATTENTION_MASK_FIELD_NUMBER: _builtins.int
     INPUT_INDEX_FIELD_NUMBER: _builtins.int
+    WORD_IDS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_MASK_FIELD_NUMBER: _builtins.int
     input_index: _builtins.int
     """The index of the input that this is an encoding of."""
     @_builtins.property
@@ -220,6 +257,20 @@ class Encoding(_message.Message):
     def type_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def attention_mask(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def word_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The word of its text that a token is of, from 0; -1: none (special tokens,
+        padding).
+        """
+
+    @_builtins.property
+    def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """0 or 1: the text of the pair that a token is of; -1: none."""
+
+    @_builtins.property
+    def special_tokens_mask(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """1: added by the tokenizer or padding."""
+
     def __init__(
         self,
         *,
@@ -228,10 +279,13 @@ class Encoding(_message.Message):
         type_ids: _abc.Iterable[_builtins.int] | None = ...,
         attention_mask: _abc.Iterable[_builtins.int] | None = ...,
         input_index: _builtins.int = ...,
+        word_ids: _abc.Iterable[_builtins.int] | None = ...,
+        sequence_ids: _abc.Iterable[_builtins.int] | None = ...,
+        special_tokens_mask: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_mask", b"attention_mask", "ids", b"ids", "input_index", b"input_index", "offsets", b"offsets", "type_ids", b"type_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attention_mask", b"attention_mask", "ids", b"ids", "input_index", b"input_index", "offsets", b"offsets", "sequence_ids", b"sequence_ids", "special_tokens_mask", b"special_tokens_mask", "type_ids", b"type_ids", "word_ids", b"word_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

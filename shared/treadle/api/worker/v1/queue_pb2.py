@@ -26,35 +26,51 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from treadle.api.inference.v1 import generation_pb2 as treadle_dot_api_dot_inference_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!treadle/api/worker/v1/queue.proto\x12\x15treadle.api.worker.v1\x1a\x17google/rpc/status.proto\x1a)treadle/api/inference/v1/generation.proto\"\xde\x04\n\tLaneEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x34\n\x08priority\x18\x08 \x01(\x0e\x32\".treadle.api.inference.v1.Priority\x12\x18\n\x10prompt_token_ids\x18\t \x03(\r\x12>\n\x08sampling\x18\n \x01(\x0b\x32,.treadle.api.inference.v1.SamplingParameters\x12<\n\x08stopping\x18\x0b \x01(\x0b\x32*.treadle.api.inference.v1.StoppingCriteria\x12\x37\n\x06output\x18\x0c \x01(\x0b\x32\'.treadle.api.inference.v1.OutputOptions\x12\x12\n\ntimeout_ms\x18\r \x01(\x04\x12\x41\n\x0f\x64isconnect_mode\x18\x0e \x01(\x0e\x32(.treadle.api.inference.v1.DisconnectMode\x12\x14\n\x0cretention_ms\x18\x0f \x01(\x04\x12\x12\n\ngateway_id\x18\x10 \x01(\t\x12\x16\n\x0epayload_digest\x18\x11 \x01(\t\x12\x13\n\x0btraceparent\x18\x12 \x01(\t\x12\x12\n\nmodel_name\x18\x13 \x01(\t\"\xaa\x02\n\x0bStreamEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12/\n\x06queued\x18\x02 \x01(\x0b\x32\x1d.treadle.api.worker.v1.QueuedH\x00\x12-\n\x05\x66\x65nce\x18\x03 \x01(\x0b\x32\x1c.treadle.api.worker.v1.FenceH\x00\x12\x34\n\x07started\x18\x04 \x01(\x0b\x32!.treadle.api.inference.v1.StartedH\x00\x12\x36\n\x06tokens\x18\x05 \x01(\x0b\x32$.treadle.api.inference.v1.TokenDeltaH\x00\x12\x33\n\x08terminal\x18\x06 \x01(\x0b\x32\x1f.treadle.api.worker.v1.TerminalH\x00\x42\x07\n\x05\x65ntry\"\x1c\n\x06Queued\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x19\n\x05\x46\x65nce\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\"r\n\x08Terminal\x12\x36\n\x08\x66inished\x18\x01 \x01(\x0b\x32\".treadle.api.inference.v1.FinishedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"\x9a\x01\n\x04News\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06number\x18\x06 \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x07 \x01(\x04\x12\x17\n\x0fprevious_number\x18\x08 \x01(\x04\"\xbd\x01\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12\x36\n\x08profiles\x18\x05 \x03(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\"\xe5\x02\n\rLoadedProfile\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x16\n\x0e\x63ompute_digest\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x04 \x01(\t\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x14\n\x0cquantization\x18\x07 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_dtype\x18\x08 \x01(\t\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x0b \x01(\r\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x31\n\x05state\x18\r \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12!\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\"\x96\x01\n\x0c\x43ontrolEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x35\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32#.treadle.api.worker.v1.CancelNoticeH\x00\x12\x33\n\x05watch\x18\x03 \x01(\x0b\x32\".treadle.api.worker.v1.WatchNoticeH\x00\x42\t\n\x07\x63ontrol\"2\n\x0c\x43\x61ncelNotice\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x0bWatchNotice\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\ngateway_id\x18\x03 \x01(\t*\x91\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_LOADING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x17\n\x13WORKER_STATE_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!treadle/api/worker/v1/queue.proto\x12\x15treadle.api.worker.v1\x1a\x17google/rpc/status.proto\x1a)treadle/api/inference/v1/generation.proto\"\x8d\x05\n\tLaneEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x04 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x05 \x01(\t\x12\x0f\n\x07profile\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x07 \x01(\t\x12\x34\n\x08priority\x18\x08 \x01(\x0e\x32\".treadle.api.inference.v1.Priority\x12\x18\n\x10prompt_token_ids\x18\t \x03(\r\x12>\n\x08sampling\x18\n \x01(\x0b\x32,.treadle.api.inference.v1.SamplingParameters\x12<\n\x08stopping\x18\x0b \x01(\x0b\x32*.treadle.api.inference.v1.StoppingCriteria\x12\x37\n\x06output\x18\x0c \x01(\x0b\x32\'.treadle.api.inference.v1.OutputOptions\x12\x12\n\ntimeout_ms\x18\r \x01(\x04\x12\x41\n\x0f\x64isconnect_mode\x18\x0e \x01(\x0e\x32(.treadle.api.inference.v1.DisconnectMode\x12\x14\n\x0cretention_ms\x18\x0f \x01(\x04\x12\x12\n\ngateway_id\x18\x10 \x01(\t\x12\x16\n\x0epayload_digest\x18\x11 \x01(\t\x12\x13\n\x0btraceparent\x18\x12 \x01(\t\x12\x12\n\nmodel_name\x18\x13 \x01(\t\x12-\n\x04task\x18\x14 \x01(\x0b\x32\x1f.treadle.api.worker.v1.TaskWork\"\xc3\x02\n\x08TaskWork\x12\x30\n\x06inputs\x18\x01 \x03(\x0b\x32 .treadle.api.worker.v1.TaskInput\x12\x31\n\x05\x65mbed\x18\x02 \x01(\x0b\x32 .treadle.api.worker.v1.EmbedWorkH\x00\x12\x37\n\x08\x63lassify\x18\x03 \x01(\x0b\x32#.treadle.api.worker.v1.ClassifyWorkH\x00\x12-\n\x03tag\x18\x04 \x01(\x0b\x32\x1e.treadle.api.worker.v1.TagWorkH\x00\x12/\n\x04rank\x18\x05 \x01(\x0b\x32\x1f.treadle.api.worker.v1.RankWorkH\x00\x12\x31\n\x05score\x18\x06 \x01(\x0b\x32 .treadle.api.worker.v1.ScoreWorkH\x00\x42\x06\n\x04task\"?\n\tTaskInput\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08type_ids\x18\x02 \x03(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\"C\n\tEmbedWork\x12\x0f\n\x07pooling\x18\x01 \x01(\t\x12\x11\n\tnormalize\x18\x02 \x01(\x08\x12\x12\n\ndimensions\x18\x03 \x01(\r\"\"\n\x0c\x43lassifyWork\x12\x12\n\nactivation\x18\x01 \x01(\t\"\t\n\x07TagWork\"O\n\x08RankWork\x12\x12\n\nactivation\x18\x01 \x01(\t\x12/\n\x05\x65mbed\x18\x02 \x01(\x0b\x32 .treadle.api.worker.v1.EmbedWork\"\x0b\n\tScoreWork\"D\n\nTaskResult\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x0f\n\x07profile\x18\x03 \x01(\t\"\xaa\x02\n\x0bStreamEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12/\n\x06queued\x18\x02 \x01(\x0b\x32\x1d.treadle.api.worker.v1.QueuedH\x00\x12-\n\x05\x66\x65nce\x18\x03 \x01(\x0b\x32\x1c.treadle.api.worker.v1.FenceH\x00\x12\x34\n\x07started\x18\x04 \x01(\x0b\x32!.treadle.api.inference.v1.StartedH\x00\x12\x36\n\x06tokens\x18\x05 \x01(\x0b\x32$.treadle.api.inference.v1.TokenDeltaH\x00\x12\x33\n\x08terminal\x18\x06 \x01(\x0b\x32\x1f.treadle.api.worker.v1.TerminalH\x00\x42\x07\n\x05\x65ntry\"\x1c\n\x06Queued\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"\x19\n\x05\x46\x65nce\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\"\xac\x01\n\x08Terminal\x12\x36\n\x08\x66inished\x18\x01 \x01(\x0b\x32\".treadle.api.inference.v1.FinishedH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\x38\n\x0btask_result\x18\x03 \x01(\x0b\x32!.treadle.api.worker.v1.TaskResultH\x00\x42\t\n\x07outcome\"\x9a\x01\n\x04News\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05\x65ntry\x18\x04 \x01(\x0c\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06number\x18\x06 \x01(\x04\x12\x16\n\x0eprevious_epoch\x18\x07 \x01(\x04\x12\x17\n\x0fprevious_number\x18\x08 \x01(\x04\"\xbd\x01\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x31\n\x05state\x18\x04 \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12\x36\n\x08profiles\x18\x05 \x03(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\x12\x11\n\tuptime_ms\x18\x06 \x01(\x04\"\xe5\x02\n\rLoadedProfile\x12\x0f\n\x07profile\x18\x01 \x01(\t\x12\x17\n\x0f\x61rtifact_digest\x18\x02 \x01(\t\x12\x16\n\x0e\x63ompute_digest\x18\x03 \x01(\t\x12\x18\n\x10tokenizer_digest\x18\x04 \x01(\t\x12\x12\n\nmodel_name\x18\x05 \x01(\t\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x14\n\x0cquantization\x18\x07 \x01(\t\x12\x13\n\x0b\x63\x61\x63he_dtype\x18\x08 \x01(\t\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x15\n\rnum_kv_blocks\x18\x0b \x01(\r\x12\x12\n\nblock_size\x18\x0c \x01(\r\x12\x31\n\x05state\x18\r \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12!\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\"\x96\x01\n\x0c\x43ontrolEntry\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x35\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32#.treadle.api.worker.v1.CancelNoticeH\x00\x12\x33\n\x05watch\x18\x03 \x01(\x0b\x32\".treadle.api.worker.v1.WatchNoticeH\x00\x42\t\n\x07\x63ontrol\"2\n\x0c\x43\x61ncelNotice\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"E\n\x0bWatchNotice\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\ngateway_id\x18\x03 \x01(\t*\x91\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_LOADING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x12\x17\n\x13WORKER_STATE_FAILED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.api.worker.v1.queue_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=2197
-  _globals['_WORKERSTATE']._serialized_end=2342
+  _globals['_WORKERSTATE']._serialized_start=2974
+  _globals['_WORKERSTATE']._serialized_end=3119
   _globals['_LANEENTRY']._serialized_start=129
-  _globals['_LANEENTRY']._serialized_end=735
-  _globals['_STREAMENTRY']._serialized_start=738
-  _globals['_STREAMENTRY']._serialized_end=1036
-  _globals['_QUEUED']._serialized_start=1038
-  _globals['_QUEUED']._serialized_end=1066
-  _globals['_FENCE']._serialized_start=1068
-  _globals['_FENCE']._serialized_end=1093
-  _globals['_TERMINAL']._serialized_start=1095
-  _globals['_TERMINAL']._serialized_end=1209
-  _globals['_NEWS']._serialized_start=1212
-  _globals['_NEWS']._serialized_end=1366
-  _globals['_HEARTBEAT']._serialized_start=1369
-  _globals['_HEARTBEAT']._serialized_end=1558
-  _globals['_LOADEDPROFILE']._serialized_start=1561
-  _globals['_LOADEDPROFILE']._serialized_end=1918
-  _globals['_CONTROLENTRY']._serialized_start=1921
-  _globals['_CONTROLENTRY']._serialized_end=2071
-  _globals['_CANCELNOTICE']._serialized_start=2073
-  _globals['_CANCELNOTICE']._serialized_end=2123
-  _globals['_WATCHNOTICE']._serialized_start=2125
-  _globals['_WATCHNOTICE']._serialized_end=2194
+  _globals['_LANEENTRY']._serialized_end=782
+  _globals['_TASKWORK']._serialized_start=785
+  _globals['_TASKWORK']._serialized_end=1108
+  _globals['_TASKINPUT']._serialized_start=1110
+  _globals['_TASKINPUT']._serialized_end=1173
+  _globals['_EMBEDWORK']._serialized_start=1175
+  _globals['_EMBEDWORK']._serialized_end=1242
+  _globals['_CLASSIFYWORK']._serialized_start=1244
+  _globals['_CLASSIFYWORK']._serialized_end=1278
+  _globals['_TAGWORK']._serialized_start=1280
+  _globals['_TAGWORK']._serialized_end=1289
+  _globals['_RANKWORK']._serialized_start=1291
+  _globals['_RANKWORK']._serialized_end=1370
+  _globals['_SCOREWORK']._serialized_start=1372
+  _globals['_SCOREWORK']._serialized_end=1383
+  _globals['_TASKRESULT']._serialized_start=1385
+  _globals['_TASKRESULT']._serialized_end=1453
+  _globals['_STREAMENTRY']._serialized_start=1456
+  _globals['_STREAMENTRY']._serialized_end=1754
+  _globals['_QUEUED']._serialized_start=1756
+  _globals['_QUEUED']._serialized_end=1784
+  _globals['_FENCE']._serialized_start=1786
+  _globals['_FENCE']._serialized_end=1811
+  _globals['_TERMINAL']._serialized_start=1814
+  _globals['_TERMINAL']._serialized_end=1986
+  _globals['_NEWS']._serialized_start=1989
+  _globals['_NEWS']._serialized_end=2143
+  _globals['_HEARTBEAT']._serialized_start=2146
+  _globals['_HEARTBEAT']._serialized_end=2335
+  _globals['_LOADEDPROFILE']._serialized_start=2338
+  _globals['_LOADEDPROFILE']._serialized_end=2695
+  _globals['_CONTROLENTRY']._serialized_start=2698
+  _globals['_CONTROLENTRY']._serialized_end=2848
+  _globals['_CANCELNOTICE']._serialized_start=2850
+  _globals['_CANCELNOTICE']._serialized_end=2900
+  _globals['_WATCHNOTICE']._serialized_start=2902
+  _globals['_WATCHNOTICE']._serialized_end=2971
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,7 @@ class LaneEntry(_message.Message):
     PAYLOAD_DIGEST_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     MODEL_NAME_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The schema of this entry; readers refuse what they do not know."""
     request_id: _builtins.str
@@ -106,6 +107,10 @@ class LaneEntry(_message.Message):
 
     @_builtins.property
     def output(self) -> _generation_pb2.OutputOptions: ...
+    @_builtins.property
+    def task(self) -> Global___TaskWork:
+        """Instead of a prompt: what is asked of texts that are there whole."""
+
     def __init__(
         self,
         *,
@@ -128,14 +133,241 @@ class LaneEntry(_message.Message):
         payload_digest: _builtins.str = ...,
         traceparent: _builtins.str = ...,
         model_name: _builtins.str = ...,
+        task: Global___TaskWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "sampling", b"sampling", "stopping", b"stopping", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "artifact_digest", b"artifact_digest", "disconnect_mode", b"disconnect_mode", "gateway_id", b"gateway_id", "model_name", b"model_name", "output", b"output", "payload_digest", b"payload_digest", "priority", b"priority", "profile", b"profile", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "retention_ms", b"retention_ms", "sampling", b"sampling", "stopping", b"stopping", "tenant", b"tenant", "timeout_ms", b"timeout_ms", "tokenizer_digest", b"tokenizer_digest", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "artifact_digest", b"artifact_digest", "disconnect_mode", b"disconnect_mode", "gateway_id", b"gateway_id", "model_name", b"model_name", "output", b"output", "payload_digest", b"payload_digest", "priority", b"priority", "profile", b"profile", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "retention_ms", b"retention_ms", "sampling", b"sampling", "stopping", b"stopping", "task", b"task", "tenant", b"tenant", "timeout_ms", b"timeout_ms", "tokenizer_digest", b"tokenizer_digest", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LaneEntry: _TypeAlias = LaneEntry  # noqa: Y015
+
+@_typing.final
+class TaskWork(_message.Message):
+    """A task, complete: the gateway has filled in every default. Its answer is one
+    terminal entry with a TaskResult.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
+    CLASSIFY_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskInput]: ...
+    @_builtins.property
+    def embed(self) -> Global___EmbedWork: ...
+    @_builtins.property
+    def classify(self) -> Global___ClassifyWork: ...
+    @_builtins.property
+    def tag(self) -> Global___TagWork: ...
+    @_builtins.property
+    def rank(self) -> Global___RankWork: ...
+    @_builtins.property
+    def score(self) -> Global___ScoreWork: ...
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[Global___TaskInput] | None = ...,
+        embed: Global___EmbedWork | None = ...,
+        classify: Global___ClassifyWork | None = ...,
+        tag: Global___TagWork | None = ...,
+        rank: Global___RankWork | None = ...,
+        score: Global___ScoreWork | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["classify", b"classify", "embed", b"embed", "rank", b"rank", "score", b"score", "tag", b"tag", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classify", b"classify", "embed", b"embed", "inputs", b"inputs", "rank", b"rank", "score", b"score", "tag", b"tag", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_task: _TypeAlias = _typing.Literal["embed", "classify", "tag", "rank", "score"]  # noqa: Y015
+    _WhichOneofArgType_task: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_task) -> _WhichOneofReturnType_task | None: ...
+
+Global___TaskWork: _TypeAlias = TaskWork  # noqa: Y015
+
+@_typing.final
+class TaskInput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TYPE_IDS_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """Embed: the first token that is pooled. Score: the first of the continuation."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With the tokenizer's special tokens; of a pair, both texts."""
+
+    @_builtins.property
+    def type_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One a token, where any is not 0."""
+
+    def __init__(
+        self,
+        *,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        type_ids: _abc.Iterable[_builtins.int] | None = ...,
+        first: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "token_ids", b"token_ids", "type_ids", b"type_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskInput: _TypeAlias = TaskInput  # noqa: Y015
+
+@_typing.final
+class EmbedWork(_message.Message):
+    """Result: float32 [inputs, dimensions]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLING_FIELD_NUMBER: _builtins.int
+    NORMALIZE_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    pooling: _builtins.str
+    """"mean", "cls", "last"."""
+    normalize: _builtins.bool
+    dimensions: _builtins.int
+    """0: all."""
+    def __init__(
+        self,
+        *,
+        pooling: _builtins.str = ...,
+        normalize: _builtins.bool = ...,
+        dimensions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimensions", b"dimensions", "normalize", b"normalize", "pooling", b"pooling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbedWork: _TypeAlias = EmbedWork  # noqa: Y015
+
+@_typing.final
+class ClassifyWork(_message.Message):
+    """Result: float32 [inputs, labels]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    activation: _builtins.str
+    """"softmax", "sigmoid", or "" for the head's own numbers."""
+    def __init__(
+        self,
+        *,
+        activation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassifyWork: _TypeAlias = ClassifyWork  # noqa: Y015
+
+@_typing.final
+class TagWork(_message.Message):
+    """Result: of every token of every input, one after another, 8 bytes: the most
+    likely label as uint32 and its probability as float32.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagWork: _TypeAlias = TagWork  # noqa: Y015
+
+@_typing.final
+class RankWork(_message.Message):
+    """Result: float32 [documents]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    EMBED_FIELD_NUMBER: _builtins.int
+    activation: _builtins.str
+    """By a head with one output: each input is query and document. "sigmoid", or ""
+    for the head's own number.
+    """
+    @_builtins.property
+    def embed(self) -> Global___EmbedWork:
+        """By embeddings: the first input is the query, the others are the documents."""
+
+    def __init__(
+        self,
+        *,
+        activation: _builtins.str = ...,
+        embed: Global___EmbedWork | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "embed", b"embed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RankWork: _TypeAlias = RankWork  # noqa: Y015
+
+@_typing.final
+class ScoreWork(_message.Message):
+    """Result: of every token of every continuation, one after another, 8 bytes: the
+    most likely token as uint32 and the natural log-probability of the given one as
+    float32.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreWork: _TypeAlias = ScoreWork  # noqa: Y015
+
+@_typing.final
+class TaskResult(_message.Message):
+    """Raw bytes, little-endian, as the work's message says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    ARTIFACT_DIGEST_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    artifact_digest: _builtins.str
+    """What computed it."""
+    profile: _builtins.str
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        artifact_digest: _builtins.str = ...,
+        profile: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_digest", b"artifact_digest", "data", b"data", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
 
 @_typing.final
 class StreamEntry(_message.Message):
@@ -229,21 +461,25 @@ class Terminal(_message.Message):
 
     FINISHED_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    TASK_RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def finished(self) -> _generation_pb2.Finished: ...
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
+    @_builtins.property
+    def task_result(self) -> Global___TaskResult: ...
     def __init__(
         self,
         *,
         finished: _generation_pb2.Finished | None = ...,
         error: _status_pb2.Status | None = ...,
+        task_result: Global___TaskResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome", "task_result", b"task_result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finished", b"finished", "outcome", b"outcome", "task_result", b"task_result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["finished", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["finished", "error", "task_result"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from treadle.api.worker.v1 import queue_pb2 as treadle_dot_api_dot_worker_dot_v1_dot_queue__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"treadle/api/worker/v1/worker.proto\x12\x15treadle.api.worker.v1\x1a!treadle/api/worker/v1/queue.proto\"\x18\n\x16GetWorkerStatusRequest\"\xa9\x01\n\x17GetWorkerStatusResponse\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12\x36\n\x08profiles\x18\x03 \x03(\x0b\x32$.treadle.api.worker.v1.ProfileStatus\x12\x11\n\tuptime_ms\x18\x04 \x01(\x04\"{\n\rProfileStatus\x12\x35\n\x07profile\x18\x01 \x01(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\x12\x33\n\x06\x65ngine\x18\x02 \x01(\x0b\x32#.treadle.api.worker.v1.EngineStatus\"\xa0\x03\n\x0c\x45ngineStatus\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r\x12\x11\n\tnum_steps\x18\x04 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1c\n\x14prefix_cache_queries\x18\x06 \x01(\x04\x12\x19\n\x11prefix_cache_hits\x18\x07 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x08 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\t \x01(\x04\x12\x12\n\nprocess_id\x18\n \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x0b \x01(\x04\x12\x1e\n\x16\x64\x65vice_allocated_bytes\x18\x0c \x01(\x04\x12\x1d\n\x15\x64\x65vice_reserved_bytes\x18\r \x01(\x04\x12\x19\n\x11\x64\x65vice_peak_bytes\x18\x0e \x01(\x04\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x0f \x01(\x04\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"J\n\x11LoadModelResponse\x12\x35\n\x07profile\x18\x01 \x01(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\"%\n\x12UnloadModelRequest\x12\x0f\n\x07profile\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\x9b\x03\n\rWorkerService\x12p\n\x0fGetWorkerStatus\x12-.treadle.api.worker.v1.GetWorkerStatusRequest\x1a..treadle.api.worker.v1.GetWorkerStatusResponse\x12^\n\tLoadModel\x12\'.treadle.api.worker.v1.LoadModelRequest\x1a(.treadle.api.worker.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).treadle.api.worker.v1.UnloadModelRequest\x1a*.treadle.api.worker.v1.UnloadModelResponse\x12R\n\x05\x44rain\x12#.treadle.api.worker.v1.DrainRequest\x1a$.treadle.api.worker.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"treadle/api/worker/v1/worker.proto\x12\x15treadle.api.worker.v1\x1a!treadle/api/worker/v1/queue.proto\"\x18\n\x16GetWorkerStatusRequest\"\xa9\x01\n\x17GetWorkerStatusResponse\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".treadle.api.worker.v1.WorkerState\x12\x36\n\x08profiles\x18\x03 \x03(\x0b\x32$.treadle.api.worker.v1.ProfileStatus\x12\x11\n\tuptime_ms\x18\x04 \x01(\x04\"{\n\rProfileStatus\x12\x35\n\x07profile\x18\x01 \x01(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\x12\x33\n\x06\x65ngine\x18\x02 \x01(\x0b\x32#.treadle.api.worker.v1.EngineStatus\"\x85\x04\n\x0c\x45ngineStatus\x12\x1c\n\x14num_requests_running\x18\x01 \x01(\r\x12\x1c\n\x14num_requests_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r\x12\x11\n\tnum_steps\x18\x04 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x05 \x01(\x04\x12\x1c\n\x14prefix_cache_queries\x18\x06 \x01(\x04\x12\x19\n\x11prefix_cache_hits\x18\x07 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x08 \x01(\x04\x12\x19\n\x11num_output_tokens\x18\t \x01(\x04\x12\x12\n\nprocess_id\x18\n \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x0b \x01(\x04\x12\x1e\n\x16\x64\x65vice_allocated_bytes\x18\x0c \x01(\x04\x12\x1d\n\x15\x64\x65vice_reserved_bytes\x18\r \x01(\x04\x12\x19\n\x11\x64\x65vice_peak_bytes\x18\x0e \x01(\x04\x12\x1a\n\x12\x64\x65vice_total_bytes\x18\x0f \x01(\x04\x12\x17\n\x0fnum_task_inputs\x18\x10 \x01(\x04\x12\x17\n\x0fnum_task_tokens\x18\x11 \x01(\x04\x12\x14\n\x0cturn_seconds\x18\x12 \x01(\x01\x12\x1b\n\x13turn_waited_seconds\x18\x13 \x01(\x01\"!\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"J\n\x11LoadModelResponse\x12\x35\n\x07profile\x18\x01 \x01(\x0b\x32$.treadle.api.worker.v1.LoadedProfile\"%\n\x12UnloadModelRequest\x12\x0f\n\x07profile\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse2\x9b\x03\n\rWorkerService\x12p\n\x0fGetWorkerStatus\x12-.treadle.api.worker.v1.GetWorkerStatusRequest\x1a..treadle.api.worker.v1.GetWorkerStatusResponse\x12^\n\tLoadModel\x12\'.treadle.api.worker.v1.LoadModelRequest\x1a(.treadle.api.worker.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).treadle.api.worker.v1.UnloadModelRequest\x1a*.treadle.api.worker.v1.UnloadModelResponse\x12R\n\x05\x44rain\x12#.treadle.api.worker.v1.DrainRequest\x1a$.treadle.api.worker.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,19 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROFILESTATUS']._serialized_start=294
   _globals['_PROFILESTATUS']._serialized_end=417
   _globals['_ENGINESTATUS']._serialized_start=420
-  _globals['_ENGINESTATUS']._serialized_end=836
-  _globals['_LOADMODELREQUEST']._serialized_start=838
-  _globals['_LOADMODELREQUEST']._serialized_end=871
-  _globals['_LOADMODELRESPONSE']._serialized_start=873
-  _globals['_LOADMODELRESPONSE']._serialized_end=947
-  _globals['_UNLOADMODELREQUEST']._serialized_start=949
-  _globals['_UNLOADMODELREQUEST']._serialized_end=986
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=988
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1009
-  _globals['_DRAINREQUEST']._serialized_start=1011
-  _globals['_DRAINREQUEST']._serialized_end=1025
-  _globals['_DRAINRESPONSE']._serialized_start=1027
-  _globals['_DRAINRESPONSE']._serialized_end=1042
-  _globals['_WORKERSERVICE']._serialized_start=1045
-  _globals['_WORKERSERVICE']._serialized_end=1456
+  _globals['_ENGINESTATUS']._serialized_end=937
+  _globals['_LOADMODELREQUEST']._serialized_start=939
+  _globals['_LOADMODELREQUEST']._serialized_end=972
+  _globals['_LOADMODELRESPONSE']._serialized_start=974
+  _globals['_LOADMODELRESPONSE']._serialized_end=1048
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1050
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1087
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1089
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1110
+  _globals['_DRAINREQUEST']._serialized_start=1112
+  _globals['_DRAINREQUEST']._serialized_end=1126
+  _globals['_DRAINRESPONSE']._serialized_start=1128
+  _globals['_DRAINRESPONSE']._serialized_end=1143
+  _globals['_WORKERSERVICE']._serialized_start=1146
+  _globals['_WORKERSERVICE']._serialized_end=1557
 # @@protoc_insertion_point(module_scope)

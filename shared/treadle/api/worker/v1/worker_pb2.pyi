@@ -110,6 +110,10 @@ class EngineStatus(_message.Message):
     DEVICE_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     DEVICE_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_TASK_INPUTS_FIELD_NUMBER: _builtins.int
+    NUM_TASK_TOKENS_FIELD_NUMBER: _builtins.int
+    TURN_SECONDS_FIELD_NUMBER: _builtins.int
+    TURN_WAITED_SECONDS_FIELD_NUMBER: _builtins.int
     num_requests_running: _builtins.int
     num_requests_waiting: _builtins.int
     num_free_blocks: _builtins.int
@@ -129,6 +133,14 @@ class EngineStatus(_message.Message):
     device_reserved_bytes: _builtins.int
     device_peak_bytes: _builtins.int
     device_total_bytes: _builtins.int
+    num_task_inputs: _builtins.int
+    """Texts and their tokens that tasks were computed of."""
+    num_task_tokens: _builtins.int
+    turn_seconds: _builtins.float
+    """Of the device, while others shared it: how long it had it, and how long it
+    had work and had to wait for it.
+    """
+    turn_waited_seconds: _builtins.float
     def __init__(
         self,
         *,
@@ -147,10 +159,14 @@ class EngineStatus(_message.Message):
         device_reserved_bytes: _builtins.int = ...,
         device_peak_bytes: _builtins.int = ...,
         device_total_bytes: _builtins.int = ...,
+        num_task_inputs: _builtins.int = ...,
+        num_task_tokens: _builtins.int = ...,
+        turn_seconds: _builtins.float = ...,
+        turn_waited_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_allocated_bytes", b"device_allocated_bytes", "device_peak_bytes", b"device_peak_bytes", "device_reserved_bytes", b"device_reserved_bytes", "device_total_bytes", b"device_total_bytes", "num_free_blocks", b"num_free_blocks", "num_output_tokens", b"num_output_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting", "num_steps", b"num_steps", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "process_id", b"process_id", "resident_bytes", b"resident_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_allocated_bytes", b"device_allocated_bytes", "device_peak_bytes", b"device_peak_bytes", "device_reserved_bytes", b"device_reserved_bytes", "device_total_bytes", b"device_total_bytes", "num_free_blocks", b"num_free_blocks", "num_output_tokens", b"num_output_tokens", "num_preemptions", b"num_preemptions", "num_prompt_tokens", b"num_prompt_tokens", "num_requests_running", b"num_requests_running", "num_requests_waiting", b"num_requests_waiting", "num_steps", b"num_steps", "num_task_inputs", b"num_task_inputs", "num_task_tokens", b"num_task_tokens", "prefix_cache_hits", b"prefix_cache_hits", "prefix_cache_queries", b"prefix_cache_queries", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "turn_seconds", b"turn_seconds", "turn_waited_seconds", b"turn_waited_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
