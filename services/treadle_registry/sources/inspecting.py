@@ -10,7 +10,7 @@ from pathlib import Path
 from treadle.errors import PermissionDenied, TreadleError
 from treadle_registry.config import HubConfig
 from treadle_registry.formats.canonical import check_parts
-from treadle_registry.formats.huggingface_folder import kept_names, weight_files
+from treadle_registry.formats.huggingface_folder import inner_files, kept_names, weight_files
 from treadle_registry.formats.inspection import Inspection, inspect_gguf, inspect_safetensors
 from treadle_registry.names import file_inside
 from treadle_registry.sources.hub_source import HubSource
@@ -82,5 +82,7 @@ def _inspect_folder(folder: Path) -> Inspection:
     for name in (*weights, *sorted(kept_names(folder))[:_MOST_TEXTS]):
         with contextlib.suppress(TreadleError):
             files[name] = file_inside(folder, name)
+    with contextlib.suppress(TreadleError):
+        files |= inner_files(folder)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     return inspect_safetensors(files, weights, sizes)
