@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import MAX_CONFIG_BYTES
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import (
     AnyConfig,
@@ -72,9 +72,13 @@ def facts_of_config(raw: Mapping[str, Any], config: AnyConfig) -> ModelFacts:
     return ModelFacts(
         model_type=config.model_type,
         architecture=str(classes[0])[:100] if isinstance(classes, list) and classes else "",
-        parameters=sum(math.prod(shape) for shape in (expected_tensors(config) | optional_tensors(config)).values()),
+        parameters=sum(
+            math.prod(shape) for shape in (expected_tensors(config) | optional_tensors(config)).values()
+        ),
         vocab_size=config.vocab_size,
-        context_length=config.max_input_tokens if isinstance(config, EncoderConfig) else config.max_position_embeddings,
+        context_length=config.max_input_tokens
+        if isinstance(config, EncoderConfig)
+        else config.max_position_embeddings,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         quantization=config.quantization,

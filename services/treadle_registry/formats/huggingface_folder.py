@@ -13,7 +13,7 @@ import numpy as np
 
 from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.bfloat16 import round_to_bfloat16
-from treadle.models.config import MAX_CONFIG_BYTES
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import AnyConfig, parse_any_config
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
@@ -36,10 +36,10 @@ from treadle_registry.formats.safetensors_file import (
     read_header,
     write_bfloat16,
 )
-from treadle_registry.formats.shared_weights import share_weights
-from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
-from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.formats.sentence_transformers import lower_cased
+from treadle_registry.formats.shared_weights import share_weights
+from treadle_registry.formats.task_facts import read_encoder
+from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
 from treadle_registry.names import check_file_name, file_inside, is_file_name, is_inner_folder, is_inner_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging

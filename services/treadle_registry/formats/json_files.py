@@ -57,4 +57,6 @@ def _read(path: Path, max_bytes: int, name: str) -> object:
 
 
 def _unreadable(name: str, why: str) -> InvalidArgument:
-    return InvalidArgument(f"{name} cannot be read: {why}; take the model's own file", reason="CORRUPT_CONFIG")
+    return InvalidArgument(
+        f"{name} cannot be read: {why}; take the model's own file", reason="CORRUPT_CONFIG"
+    )

@@ -132,7 +132,11 @@ def lower_cased(normalizer: object) -> dict[str, Any]:
     lower = {"type": "Lowercase"}
     if normalizer is None or normalizer == lower:
         return lower
-    steps = normalizer["normalizers"] if isinstance(normalizer, dict) and "normalizers" in normalizer else [normalizer]
+    steps = (
+        normalizer["normalizers"]
+        if isinstance(normalizer, dict) and "normalizers" in normalizer
+        else [normalizer]
+    )
     return {"type": "Sequence", "normalizers": steps if lower in steps else [lower, *steps]}
 
 
@@ -293,7 +297,11 @@ def _prompts(config: _Object) -> dict[str, str]:
     prompts = {name: "" if text is None else text for name, text in raw.items()}
     for name, text in prompts.items():
         if not isinstance(text, str) or len(text) > _MAX_PROMPT:
-            raise config.corrupt(f"the prompt {name!r:.80} must be a text of at most {_MAX_PROMPT} characters")
+            raise config.corrupt(
+                f"the prompt {name!r:.80} must be a text of at most {_MAX_PROMPT} characters"
+            )
         if not 0 < len(name) <= _MAX_PROMPT_NAME:
-            raise config.corrupt(f"a prompt's name must have 1 to {_MAX_PROMPT_NAME} characters; got {name!r:.80}")
+            raise config.corrupt(
+                f"a prompt's name must have 1 to {_MAX_PROMPT_NAME} characters; got {name!r:.80}"
+            )
     return prompts
