@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import grpc
@@ -58,7 +58,7 @@ class RemoteArtifact:
     parent_digest: str = ""
     derivation: Derivation | None = None
     """How it was made of its parent; None: it was imported."""
-    task_facts: TaskFacts = TaskFacts()
+    task_facts: TaskFacts = field(default_factory=TaskFacts)
 
     @property
     def different_files(self) -> list[StoredFile]:

@@ -69,16 +69,14 @@ def task_facts_of(parts: TextParts) -> TaskFacts:
 def facts_of_config(raw: Mapping[str, Any], config: AnyConfig) -> ModelFacts:
     """What config.json alone tells of a model of a supported type."""
     classes = raw.get("architectures")
+    tensors = expected_tensors(config) | optional_tensors(config)
+    context = config.max_input_tokens if isinstance(config, EncoderConfig) else config.max_position_embeddings
     return ModelFacts(
         model_type=config.model_type,
         architecture=str(classes[0])[:100] if isinstance(classes, list) and classes else "",
-        parameters=sum(
-            math.prod(shape) for shape in (expected_tensors(config) | optional_tensors(config)).values()
-        ),
+        parameters=sum(math.prod(shape) for shape in tensors.values()),
         vocab_size=config.vocab_size,
-        context_length=config.max_input_tokens
-        if isinstance(config, EncoderConfig)
-        else config.max_position_embeddings,
+        context_length=context,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         quantization=config.quantization,

@@ -1,4 +1,4 @@
-"""An encoder's weights in canonical form: one file, canonical names, each tensor in the type that it came in."""
+"""An encoder's weights in canonical form: one file, canonical names, each tensor of the type that it had."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def canonical_tensors(config: EncoderConfig, tensors: Mapping[str, StoredTensor]
     """Canonical names, and what each is called in the files; what no task needs is left out.
 
     The tensors are those that the configuration asks for, each of its shape, in a floating type. Raises
-    InvalidArgument: CORRUPT_WEIGHTS, UNSUPPORTED_TENSOR, UNSUPPORTED_DTYPE, and CORRUPT_CONFIG for labels that
-    are not as many as the head's outputs.
+    InvalidArgument: CORRUPT_WEIGHTS, UNSUPPORTED_TENSOR, UNSUPPORTED_DTYPE, and CORRUPT_CONFIG for other
+    labels than the head has outputs.
     """
     names: dict[str, str] = {}
     for name in sorted(tensors):
         canonical = canonical_name(config, name)
         if canonical in names:
             raise InvalidArgument(
-                f"{name[:100]} and {names[canonical][:100]} are the same tensor of the encoder; take the model's "
-                "own files, and no older ones beside them",
+                f"{name[:100]} and {names[canonical][:100]} are the same tensor of the encoder; take the "
+                "model's own files, and no older ones beside them",
                 reason="CORRUPT_WEIGHTS",
             )
         if canonical is not None:

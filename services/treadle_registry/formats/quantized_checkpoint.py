@@ -170,8 +170,8 @@ def refusal(checkpoint: QuantizedCheckpoint, *, is_encoder: bool = False) -> Tre
             reason="CORRUPT_QUANTIZATION",
         )
     way_out = (
-        "Import the unquantised model, which an encoder's workers quantise as they load it (quantization int8 of "
-        "the deployment)"
+        "Import the unquantised model: an encoder is quantised as it is loaded (quantization int8 of its "
+        "deployment)"
         if is_encoder
         else "Import the unquantised model, or its GGUF file, and quantise it here (treadle models quantize)"
     )

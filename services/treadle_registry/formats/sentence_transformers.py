@@ -201,8 +201,8 @@ def _unsupported_modules(kinds: Sequence[str], is_classifier: bool) -> FailedPre
     found = f"the module {strange[:100]}" if strange else f"the modules {', '.join(kinds)[:200] or 'of none'}"
     behind = "a classifier is its Transformer alone" if is_classifier else "in this order, the last optional"
     return FailedPrecondition(
-        f"{MODULES} has {found}; supported: {', '.join(known)} ({behind}). Take a model without it, or import "
-        f"the encoder alone, without {MODULES}, and do the rest where the vectors arrive",
+        f"{MODULES} has {found}; supported: {', '.join(known)} ({behind}). Take a model without it, or "
+        f"import the encoder alone, without {MODULES}, and do the rest where the vectors arrive",
         reason="UNSUPPORTED_MODULE",
     )
 
@@ -266,15 +266,15 @@ def _settings(config: _Object) -> dict[str, Any]:
         )
     if (cut := config.get("truncate_dim", int)) is not None:
         raise FailedPrecondition(
-            f"{SETTINGS} cuts every vector to truncate_dim = {str(cut)[:20]} numbers; take that line out, and "
-            "ask for as many dimensions in each request",
+            f"{SETTINGS} cuts every vector to truncate_dim = {str(cut)[:20]} numbers; take that line out, "
+            "and ask for as many dimensions in each request",
             reason="UNSUPPORTED_POOLING",
         )
     similarity = config.get("similarity_fn_name", str, _SIMILARITIES[0])
     if similarity not in _SIMILARITIES:
         raise FailedPrecondition(
-            f"{SETTINGS}: similarity_fn_name is {similarity!r:.80}; supported: {', '.join(_SIMILARITIES)}. Set "
-            "it to null where the vectors are compared elsewhere",
+            f"{SETTINGS}: similarity_fn_name is {similarity!r:.80}; supported: {', '.join(_SIMILARITIES)}. "
+            "Set it to null where the vectors are compared elsewhere",
             reason="UNSUPPORTED_SIMILARITY",
         )
     prompts = _prompts(config)

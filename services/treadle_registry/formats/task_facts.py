@@ -1,4 +1,4 @@
-"""What can be asked of an encoder: by its head, its labels, and the files of sentence-transformers beside it."""
+"""What can be asked of an encoder: by its head, its labels, and sentence-transformers' files beside it."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def read_encoder(
         )
     if said.default_prompt_name:
         raise FailedPrecondition(
-            f"{SETTINGS}: default_prompt_name {said.default_prompt_name!r:.80} would go before every text of a "
-            "classifier, which is not done; set it to null, and put the prompt before the texts that you send",
+            f"{SETTINGS}: default_prompt_name {said.default_prompt_name!r:.80} would go before every text of "
+            "a classifier, which is not done; set it to null, and put the prompt before the texts you send",
             reason="UNSUPPORTED_MODULE",
         )
     labels = read_labels(raw, config.num_labels)

@@ -93,11 +93,13 @@ def _check_kind(parent: Published, derivation: Derivation) -> None:
         return
     kind = parent.manifest.facts.model_type
     if derivation.kind == "adapter_merge":
-        what = f"adapters are merged into models that generate, and this is an encoder ({kind}): merge it in PEFT "
-        what += "(merge_and_unload) and import the result"
+        what = f"adapters are merged into models that generate, and this is an encoder ({kind}): merge it in "
+        what += "PEFT (merge_and_unload) and import the result"
     else:
-        what = f"an encoder ({kind}) is not stored as {derivation.value}: serve the float model, quantised as it is "
-        what += "loaded (quantization int8 of its deployment)"
+        what = (
+            f"an encoder ({kind}) is not stored as {derivation.value}: serve the float model, quantised as "
+        )
+        what += "it is loaded (quantization int8 of its deployment)"
     raise FailedPrecondition(what, reason="UNSUPPORTED_ARCHITECTURE")
 
 
@@ -177,8 +179,8 @@ class _Derivation:
     ) -> None:
         self._store, self._staging, self._report = store, staging, report
         self._parent, self._derivation = parent, derivation
-        # A parent that was imported has its values as they came, which may be finer than the canonical ones; an
-        # encoder's are those.
+        # A parent that was imported has its values as they came, which may be finer than the canonical ones;
+        # an encoder's are the same.
         manifest = parent.manifest
         imported = not manifest.parent_digest and manifest.source_files
         self._from_source = derivation.kind == "dtype" and bool(imported) and _generates(manifest)

@@ -20,7 +20,7 @@ _TEXT = re.compile(
     r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z-]{1,32}_config\.json"
     r"|README\.md|(?i:LICEN[CS]E|NOTICE)[A-Za-z0-9._-]{0,32}"
 )
-"""Configuration, tokenizer, templates, generation defaults, sentence-transformers' files, licence and card."""
+"""Configuration, tokenizer, templates, defaults, sentence-transformers' files, licence and card."""
 _VARIANT_OF = re.compile(
     r"model\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.([A-Za-z0-9_-]+)\.json"

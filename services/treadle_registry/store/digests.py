@@ -94,7 +94,7 @@ def tokenizer_digest(tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str
 def presentation_digest(
     chat_templates: Mapping[str, str], generation: Mapping[str, Any], tasks: Mapping[str, Any] | None = None
 ) -> str:
-    """The chat templates by name, the generation defaults, and of an encoder what its folder says of tasks."""
+    """The chat templates by name, the generation defaults, and of an encoder what can be asked of it."""
     defaults = {key: value for key, value in generation.items() if key not in _NOT_PRESENTED}
     presented = {"kind": "presentation/1", "templates": dict(chat_templates), "defaults": defaults}
     return digest_json(presented if tasks is None else presented | {"tasks": tasks})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treadle.errors import DataLoss, FailedPrecondition
@@ -94,7 +94,7 @@ class Manifest:
     parent_digest: str = ""
     derivation: Derivation | None = None
     """How it was made of its parent; None: it was imported."""
-    task_facts: TaskFacts = TaskFacts()
+    task_facts: TaskFacts = field(default_factory=TaskFacts)
     """Older manifests lack them: they are of models that generate."""
     fetched_from: str = ""
     """The other registry that it came from, by its name in the settings. The files make the digests; of what

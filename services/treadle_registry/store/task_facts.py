@@ -43,7 +43,7 @@ class TaskFacts:
         lists = {name: tuple(raw[name]) for name in ("tasks", "labels") if name in raw}
         if unknown := raw.keys() - {known.name for known in fields(cls)}:
             raise TypeError(f"task_facts has {min(unknown)[:100]!r}")
-        return cls(**raw | lists)
+        return cls(**{**raw, **lists})
 
 
 def decoder_facts(context_length: int) -> TaskFacts:
