@@ -17,7 +17,7 @@ from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
 from treadle.models.config import ModelConfig, read_config
 from treadle.models.encoder_tensors import WORDS
-from treadle.models.families import expected_tensors, is_encoder, optional_tensors, read_any_config
+from treadle.models.families import is_encoder, optional_tensors, read_any_config
 from treadle.models.stored_weights import StoredLayout, stored_tensors
 from treadle.nn import llama
 from treadle.nn.encoder_model import EncoderModel
@@ -104,9 +104,8 @@ def load_encoder(
         )
     check_quantization(quantization, config.quantization, device)
     model = build_encoder(config)
-    expected = {name: StoredLayout(shape) for name, shape in expected_tensors(config).items()}
     optional = {name: StoredLayout(shape) for name, shape in optional_tensors(config).items()}
-    state = _read_all(folder, expected, {}, dtype, device, optional)
+    state = _read_all(folder, stored_tensors(config), {}, dtype, device, optional)
     model.load_state_dict(take(state, config), assign=True)
     model.requires_grad_(False)
     if prepare_encoder(model, quantization=quantization, kernels=kernels):
