@@ -25,6 +25,7 @@ from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.quantized_checkpoint import QuantizedCheckpoint, without_quantization
 from treadle_registry.formats.safetensors_file import StoredTensor, dtype_shares, read_header
 from treadle_registry.store.manifest import ModelFacts
+from treadle_registry.store.task_facts import TaskFacts
 
 _MAX_WORD = 100
 _MAX_NUMBER = 1 << 31
@@ -55,6 +56,8 @@ class Inspection:
     """Names and bytes of what an import would take."""
     quantization: QuantizedCheckpoint | None = None
     refusal: TreadleError | None = None
+    task_facts: TaskFacts | None = None
+    """What can be asked of it; None where it cannot be imported."""
 
     @property
     def total_bytes(self) -> int:

@@ -42,7 +42,7 @@ def artifact_to_proto(manifest: Manifest, location: str) -> artifact_pb2.Artifac
         parent_digest=manifest.parent_digest,
         derivation=derivation_to_proto(manifest.derivation) if manifest.derivation else None,
         total_bytes=manifest.total_bytes,
-        task_facts=_task_facts(manifest.task_facts),
+        task_facts=task_facts_to_proto(manifest.task_facts),
     )
 
 
@@ -71,7 +71,8 @@ def facts_to_proto(facts: ModelFacts) -> artifact_pb2.ModelFacts:
     )
 
 
-def _task_facts(facts: TaskFacts) -> artifact_pb2.TaskFacts:
+def task_facts_to_proto(facts: TaskFacts) -> artifact_pb2.TaskFacts:
+    """What can be asked of a model."""
     return artifact_pb2.TaskFacts(
         tasks=facts.tasks,
         pooling=facts.pooling,
