@@ -27,6 +27,7 @@ from treadle.telemetry import configure_logging
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
+    AddTask,
     EngineCommand,
     EngineCommands,
     EngineEvent,
@@ -85,6 +86,7 @@ def serve(frames: FrameSocket) -> None:
             max_num_seqs=engine.scheduler.max_num_seqs,
             process_id=os.getpid(),
             device_memory=engine.stats().device_memory,
+            tasks=list(engine.tasks),
         ),
     )
     decoder = msgspec.msgpack.Decoder(EngineCommands)
@@ -110,6 +112,8 @@ def _apply(engine: Engine, command: EngineCommand) -> None:
     match command:
         case AddRequest():
             engine.add_request(command)
+        case AddTask():
+            engine.add_task(command)
         case AbortRequest(request_id=request_id):
             engine.abort(request_id)
 

@@ -17,7 +17,9 @@ from treadle_worker.config import EngineConfig
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
+    AddTask,
     DeviceMemory,
+    EngineCommand,
     EngineCommands,
     EngineEvent,
     EngineStart,
@@ -27,6 +29,7 @@ from treadle_worker.engine_protocol import (
     SamplingParams,
     Shutdown,
     StepOutputs,
+    TaskInput,
 )
 from treadle_worker.framing import FrameSocket
 
@@ -36,6 +39,7 @@ class MockEngine:
 
     max_model_len = 100
     vocab_size = 10
+    tasks = ("score",)
     scheduler = SimpleNamespace(block_manager=SimpleNamespace(num_blocks=4, block_size=8), max_num_seqs=2)
 
     def __init__(self) -> None:
@@ -49,6 +53,10 @@ class MockEngine:
 
     def add_request(self, request: AddRequest) -> None:
         self.commands.append(request.request_id)
+        self.left = 5
+
+    def add_task(self, task: AddTask) -> None:
+        self.commands.append(f"{task.task} {task.request_id}")
         self.left = 5
 
     def abort(self, request_id: str) -> None:
@@ -89,7 +97,7 @@ def served(engine: MockEngine, monkeypatch) -> Iterator[tuple[FrameSocket, threa
         yield FrameSocket(ours), thread
 
 
-def say(frames: FrameSocket, *commands: AddRequest | AbortRequest | Shutdown) -> None:
+def say(frames: FrameSocket, *commands: EngineCommand) -> None:
     frames.send(msgspec.msgpack.encode(EngineCommands(commands=list(commands))))
 
 
@@ -115,6 +123,8 @@ def test_it_loads_serves_and_shuts_down(served, engine):
     assert all(isinstance(event, Loading) for event in said[:-1])
     assert (said[-1].num_blocks, said[-1].vocab_size) == (4, 10)
     assert said[-1].device_memory.allocated_bytes == 7
+    assert said[-1].tasks == ["score"]
+    assert said[-1].generates
     say(frames, add("a"), add("b"), AbortRequest(request_id="a"))
     steps = events(frames, 5)
     assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
@@ -131,7 +141,8 @@ def test_commands_that_came_while_it_loaded_are_kept(served, engine):
     frames, thread = served
     start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
     frames.send(msgspec.msgpack.encode(start))
-    say(frames, add("early"))
+    task = AddTask(request_id="too", task="score", inputs=[TaskInput(token_ids=[1, 2], first=1)])
+    say(frames, add("early"), task)
     say(frames, Shutdown())
     thread.join(timeout=20)
-    assert engine.commands == ["early"]
+    assert engine.commands == ["early", "score too"]
