@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as ListOf
@@ -18,6 +19,7 @@ from treadle_worker.engine_protocol import (
     DeviceMemory,
     EngineStats,
     FinishReason,
+    Ready,
     SequenceOutput,
     StepOutputs,
     Task,
@@ -89,6 +91,20 @@ class Engine:
         self._num_commands = 0
         self._num_draft_tokens = 0
         self._num_accepted_tokens = 0
+
+    def ready(self) -> Ready:
+        """What the I/O process is told of it."""
+        blocks = self.scheduler.block_manager
+        return Ready(
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            num_blocks=blocks.num_blocks,
+            block_size=blocks.block_size,
+            max_num_seqs=self.scheduler.max_num_seqs,
+            process_id=os.getpid(),
+            device_memory=self.stats().device_memory,
+            tasks=list(self.tasks),
+        )
 
     @property
     def has_work(self) -> bool:
@@ -180,6 +196,17 @@ class Engine:
             admitted=admitted,
             preempted=[sequence.request_id for sequence in scheduled.preempted],
         )
+
+    def report(self) -> StepOutputs:
+        """What was decided since the last step, without another one."""
+        outputs, self._undelivered = self._undelivered, []
+        task_outputs, self._task_outputs = self._task_outputs, []
+        return StepOutputs(
+            outputs=outputs, task_outputs=task_outputs, stats=self.stats(), scheduled_at=self._clock()
+        )
+
+    def yielded(self) -> None:
+        """Another engine has the device: steps are bounded by `max_inter_token_ms` in any case."""
 
     def close(self) -> None:
         """Drops every request, and gives back the memory of model and cache; takes nothing after."""

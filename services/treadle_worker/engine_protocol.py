@@ -121,6 +121,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     enforce_eager: bool
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_batched_task_tokens: int
     max_model_len: int | None
     enable_prefix_caching: bool
     num_threads: int | None

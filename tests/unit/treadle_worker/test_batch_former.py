@@ -99,7 +99,7 @@ def test_every_text_is_computed_once_within_the_budget(commands):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=40), min_size=1, max_size=8))
 def test_the_head_of_the_line_is_always_in_the_batch(tasks):
-    """Of every task that waits, the one with the least tokens given comes first: nobody is overtaken twice."""
+    """Of every task that waits, the one that was given the least tokens comes first."""
     batches = former()
     for number, lengths in enumerate(tasks):
         batches.add(str(number), lengths)

@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -37,13 +36,9 @@ from treadle_worker.framing import FrameSocket
 class MockEngine:
     """Counts steps; has work until it has made `budget` of them."""
 
-    max_model_len = 100
-    vocab_size = 10
-    tasks = ("score",)
-    scheduler = SimpleNamespace(block_manager=SimpleNamespace(num_blocks=4, block_size=8), max_num_seqs=2)
-
     def __init__(self) -> None:
         self.commands: list[str] = []
+        self.num_yields = 0
         self.left = 0
         self.closed = False
 
@@ -62,8 +57,24 @@ class MockEngine:
     def abort(self, request_id: str) -> None:
         self.commands.append(f"-{request_id}")
 
-    def stats(self) -> EngineStats:
-        return EngineStats(device_memory=DeviceMemory(allocated_bytes=7))
+    def ready(self) -> Ready:
+        memory = DeviceMemory(allocated_bytes=7)
+        return Ready(
+            max_model_len=100,
+            vocab_size=10,
+            num_blocks=4,
+            block_size=8,
+            max_num_seqs=2,
+            process_id=1,
+            device_memory=memory,
+            tasks=["score"],
+        )
+
+    def yielded(self) -> None:
+        self.num_yields += 1
+
+    def report(self) -> StepOutputs:
+        return StepOutputs(outputs=[], stats=EngineStats(num_commands=len(self.commands)))
 
     def close(self) -> None:
         self.closed = True
