@@ -89,7 +89,7 @@ class Planner:
         """A device map of an alias or digest; raises NotFound, and InvalidArgument that names the field."""
         budget, is_users = _budget(request)
         config, quantization = await self._model(model, configuration)
-        dtype = check_precision(configuration.dtype, quantization)
+        dtype = check_precision(configuration.dtype, quantization, config)
         # Some ten milliseconds for the largest models.
         return await asyncio.to_thread(_place, config, dtype, quantization, request, budget, is_users)
 

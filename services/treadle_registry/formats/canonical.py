@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import MAX_CONFIG_BYTES, ModelConfig, parse_config
+from treadle.models.config import ModelConfig, parse_config
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.llama import expected_tensors
 from treadle.text.chat_template import MAX_TEMPLATE_BYTES
 from treadle_registry.formats.safetensors_file import TensorDigests

@@ -14,7 +14,8 @@ import numpy as np
 
 from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.bfloat16 import round_to_bfloat16
-from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.config import parse_config
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
 from treadle.text.tokenizer import backend_from_bytes
 from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes

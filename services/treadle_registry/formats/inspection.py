@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from treadle.errors import TreadleError
-from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.config import parse_config
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.element_sizes import GGUF_BLOCKS
 from treadle_registry.formats.canonical import facts_of_config
 from treadle_registry.formats.gguf_reader import GgufFile
