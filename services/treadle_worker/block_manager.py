@@ -39,12 +39,12 @@ class BlockManager:
     def find_prefix(self, sequence: Sequence) -> list[int]:
         """The cached blocks that the sequence's tokens start with.
 
-        The last token is never among them: it must be computed to have logits.
+        Tokens that must be computed to have logits are never among them: the last one, or those scored.
         """
         if not self.enable_prefix_caching:
             return []
         found: list[int] = []
-        for index in range((sequence.num_tokens - 1) // self.block_size):
+        for index in range(sequence.max_cached_tokens // self.block_size):
             block = self._block_of.get(self._block_hash(sequence, index))
             if block is None:
                 break

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from treadle.models.profile import ServingProfile
+from treadle.models.profile import ServingProfile, served_dtype
 from treadle.models.serving_memory import DEFAULT_BATCHED_TOKENS, DEFAULT_BLOCK_SIZE
 from treadle.security import TransportConfig
 from treadle.transfer.config import NodeCacheConfig
+from treadle_worker.models.device_turns import DEFAULT_TASK_SHARE
 
 
 class EngineConfig(BaseSettings):
@@ -20,7 +21,8 @@ class EngineConfig(BaseSettings):
 
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", "mps", or "auto": CUDA, then mps, then the CPU."""
-    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    """"auto": bfloat16 for decoders, float32 for encoders."""
     quantization: Literal["", "int8", "int4"] = ""
     """Of the weights, on a CPU: 8 bits with a scale for each 96 inputs (64 where 96 do not divide them), or 4
     bits with scale and minimum for each 32; the rows they are multiplied with are rounded to 8 bits in the
@@ -47,9 +49,13 @@ class EngineConfig(BaseSettings):
     """Requests that run at once."""
     max_num_batched_tokens: int = Field(default=DEFAULT_BATCHED_TOKENS, ge=16, le=65536)
     """Token budget of a step: prefill chunks and decodes together."""
+    max_num_batched_task_tokens: int = Field(default=2048, ge=16, le=65536)
+    """Token budget of an encoder's step; attention within long texts counts as more tokens. A text that alone
+    takes more is a step of its own."""
     max_inter_token_ms: float = Field(default=200.0, ge=0)
     """What a step may take where somebody waits for the next token: prompts get what is left of it, by what
-    steps took before, and at least 16 tokens. 0: no such bound."""
+    steps took before, and at least 16 tokens. An encoder's step takes half of it at most, by the same measure,
+    while another engine uses the device. 0: no such bound."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Prompt and answer together; unset: the model's context."""
     enable_prefix_caching: bool = True
@@ -61,8 +67,14 @@ class EngineConfig(BaseSettings):
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the tensor library; unset: the cores."""
 
+    def resolved(self, *, is_encoder: bool) -> EngineConfig:
+        """The settings for such a model, "auto" replaced by what it means."""
+        return self.model_copy(update={"dtype": served_dtype(self.dtype, is_encoder=is_encoder)})
+
     def profile(self, compute_digest: str) -> ServingProfile:
-        """What an answer of such an engine depends on."""
+        """What an answer of such an engine depends on; of a decoder's, where the dtype is not resolved."""
+        if self.dtype == "auto":
+            return self.resolved(is_encoder=False).profile(compute_digest)
         cache_dtype = "" if self.cache_dtype in ("auto", self.dtype) else self.cache_dtype
         return ServingProfile(compute_digest, self.dtype, self.quantization, cache_dtype)
 
@@ -104,6 +116,10 @@ class WorkerConfig(BaseSettings):
     of them they are not. 0: never."""
     max_claimed: int = Field(default=64, ge=1)
     """Requests held at once a model: running and waiting in the engine."""
+
+    task_share: float = Field(default=DEFAULT_TASK_SHARE, gt=0, lt=1)
+    """Of a device's time, what the engines of encoders get while decoders generate on the same device; the
+    models of a kind divide their part evenly. Who has nothing to do leaves its part to the others."""
 
     @field_validator("models", mode="before")
     @classmethod

@@ -219,7 +219,9 @@ def to_loaded_profile(
     return loaded
 
 
-def to_engine_status(stats: EngineStats, process_id: int, resident_bytes: int) -> worker_pb2.EngineStatus:
+def to_engine_status(
+    stats: EngineStats, process_id: int, resident_bytes: int, turn_s: float = 0.0, turn_waited_s: float = 0.0
+) -> worker_pb2.EngineStatus:
     """The engine's gauges and counters for the control port."""
     return worker_pb2.EngineStatus(
         num_requests_running=stats.num_running,
@@ -237,6 +239,8 @@ def to_engine_status(stats: EngineStats, process_id: int, resident_bytes: int) -
         device_reserved_bytes=stats.device_memory.reserved_bytes,
         device_peak_bytes=stats.device_memory.peak_bytes,
         device_total_bytes=stats.device_memory.total_bytes,
+        turn_seconds=turn_s,
+        turn_waited_seconds=turn_waited_s,
     )
 
 

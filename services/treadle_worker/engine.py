@@ -1,7 +1,8 @@
-"""The engine: requests in, tokens out, one step at a time."""
+"""The engine: requests in, tokens and scores out, one step at a time."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as ListOf
@@ -10,19 +11,24 @@ from typing import Protocol
 
 import torch
 
-from treadle_worker.admission import check_request
+from treadle_worker.admission import check_request, check_task
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.engine_protocol import (
     AddRequest,
+    AddTask,
     DeviceMemory,
     EngineStats,
     FinishReason,
+    Ready,
     SequenceOutput,
     StepOutputs,
+    Task,
+    TaskOutput,
 )
 from treadle_worker.penalties import TokenCounts, TokenHistory, has_penalties
 from treadle_worker.sampler import Sample, Sampler, SampleRow
 from treadle_worker.scheduler import Scheduler, SchedulerOutput
+from treadle_worker.score_tasks import ScoreTasks
 from treadle_worker.sequence import Sequence
 
 NOT_FINITE = "the model's logits are not finite"
@@ -46,9 +52,13 @@ class Runner(Protocol):
 class Engine:
     """Continuous batching over a paged cache: `step` is schedule, run, sample, postprocess.
 
-    A request that cannot be run ends alone, as an output with finish_reason "error". An exception out of
-    the runner says nothing about any one request: it leaves `step`, and the engine must not go on.
+    A request that cannot be run ends alone, as an output with finish_reason "error", and so does a task, as
+    one with an error. An exception out of the runner says nothing about any one request: it leaves `step`,
+    and the engine must not go on.
     """
+
+    tasks: tuple[Task, ...] = ("score",)
+    """What else than generation can be asked of it."""
 
     def __init__(
         self,
@@ -71,7 +81,10 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._histories: dict[Sequence, TokenHistory] = {}
         self._undelivered: list[SequenceOutput] = []
+        self._task_outputs: list[TaskOutput] = []
+        """Not delivered yet."""
         self._arrivals = count()
+        self._scores = ScoreTasks(scheduler, self._arrivals)
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
@@ -79,10 +92,24 @@ class Engine:
         self._num_draft_tokens = 0
         self._num_accepted_tokens = 0
 
+    def ready(self) -> Ready:
+        """What the I/O process is told of it."""
+        blocks = self.scheduler.block_manager
+        return Ready(
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            num_blocks=blocks.num_blocks,
+            block_size=blocks.block_size,
+            max_num_seqs=self.scheduler.max_num_seqs,
+            process_id=os.getpid(),
+            device_memory=self.stats().device_memory,
+            tasks=list(self.tasks),
+        )
+
     @property
     def has_work(self) -> bool:
         """Whether a step would do or say anything."""
-        return bool(self._sequences or self._undelivered)
+        return bool(self._sequences or self._undelivered or self._scores or self._task_outputs)
 
     def add_request(self, request: AddRequest) -> None:
         """Takes a request in. One with an id that is there already replaces the other.
@@ -116,39 +143,78 @@ class Engine:
         self._num_prompt_tokens += sequence.num_prompt_tokens
         self.scheduler.add(sequence)
 
+    def add_task(self, task: AddTask) -> None:
+        """Takes a task in, as `add_request` does a request. What cannot be computed is answered by the next
+        step."""
+        self._num_commands += 1
+        self._drop(task.request_id)
+        error = (
+            check_task(task, self.vocab_size, self.max_model_len)
+            if task.task in self.tasks
+            else f"a model that generates cannot {task.task}"
+        )
+        if error:
+            self._task_outputs.append(TaskOutput(request_id=task.request_id, error=error))
+        else:
+            self._scores.add(task)
+
     def abort(self, request_id: str) -> None:
-        """Drops a request, if it is there; nothing more is said of it."""
+        """Drops a request or a task, if it is there; nothing more is said of it."""
         self._num_commands += 1
         self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
         self._undelivered = [output for output in self._undelivered if output.request_id != request_id]
+        self._task_outputs = [output for output in self._task_outputs if output.request_id != request_id]
         if (sequence := self._sequences.get(request_id)) is not None:
             self._finish(sequence)
+        self._scores.drop(request_id)
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it made and what was decided since the last step."""
         scheduled_at = self._clock()
         scheduled = self.scheduler.schedule()
         outputs, self._undelivered = self._undelivered, []
+        admitted = [
+            sequence.request_id
+            for sequence in scheduled.admitted
+            if sequence.scoring is None or self._scores.begins(sequence)
+        ]
+        # Of the scored sequences in the step.
+        num_rows = self._scores.rows(scheduled) if self._scores else {}
         if scheduled.num_scheduled_tokens:
             self._num_steps += 1
-            logits = self.runner.run(_chunks(scheduled))
-            outputs += self._postprocess(scheduled, logits)
+            logits = self.runner.run(_chunks(scheduled, num_rows))
+            outputs += self._postprocess(scheduled, logits, num_rows)
             self.scheduler.observe(scheduled, (self._clock() - scheduled_at) * 1000)
+        task_outputs, self._task_outputs = self._task_outputs, []
         return StepOutputs(
             outputs=outputs,
+            task_outputs=task_outputs,
             stats=self.stats(),
             scheduled_at=scheduled_at,
-            admitted=[sequence.request_id for sequence in scheduled.admitted],
+            admitted=admitted,
             preempted=[sequence.request_id for sequence in scheduled.preempted],
         )
+
+    def report(self) -> StepOutputs:
+        """What was decided since the last step, without another one."""
+        outputs, self._undelivered = self._undelivered, []
+        task_outputs, self._task_outputs = self._task_outputs, []
+        return StepOutputs(
+            outputs=outputs, task_outputs=task_outputs, stats=self.stats(), scheduled_at=self._clock()
+        )
+
+    def yielded(self) -> None:
+        """Another engine has the device: steps are bounded by `max_inter_token_ms` in any case."""
 
     def close(self) -> None:
         """Drops every request, and gives back the memory of model and cache; takes nothing after."""
         for sequence in list(self._sequences.values()):
             self._finish(sequence)
+        self._scores.clear()
         self._undelivered.clear()
+        self._task_outputs.clear()
         self.runner.close()
 
     def stats(self) -> EngineStats:
@@ -168,29 +234,38 @@ class Engine:
             num_output_tokens=self._num_output_tokens,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
+            num_task_inputs=self._scores.num_inputs,
+            num_task_tokens=self._scores.num_tokens,
             num_commands=self._num_commands,
             device_memory=self._device_memory(),
         )
 
-    def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:
-        """Samples, and moves every sequence of the step forward."""
+    def _postprocess(
+        self, scheduled: SchedulerOutput, logits: torch.Tensor, num_rows: dict[Sequence, int]
+    ) -> list[SequenceOutput]:
+        """Samples, takes in what is scored, and moves every sequence of the step forward."""
         drafts, histories = scheduled.drafts, self._histories
         sampled: list[Sequence] = []
         rows: list[SampleRow] = []
         for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
             draft = drafts.get(sequence) if drafts else None
             sequence.num_computed_tokens += num_tokens if draft is None else num_tokens - len(draft)
-            if sequence.num_computed_tokens < len(sequence.token_ids):
+            if sequence.num_computed_tokens < len(sequence.token_ids) or (num_rows and sequence in num_rows):
                 continue
             sampled.append(sequence)
             history = histories.get(sequence) if histories else None
             rows.append(SampleRow(sequence.sampling, sequence.num_output_tokens, history))
             if draft is not None:
                 rows += _draft_rows(rows[-1], draft)
-        if len(logits) != len(rows):
+        num_scored = sum(num_rows.values())
+        if len(logits) != len(rows) + num_scored:
             raise RuntimeError(
-                f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from"
+                f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from and "
+                f"{num_scored} scored"
             )
+        if num_rows:
+            self._task_outputs += self._scores.advance(num_rows, logits[len(rows) :])
+            logits = logits[: len(rows)]
         samples = self.sampler.sample(logits, rows)
         outputs: list[SequenceOutput] = []
         row = 0
@@ -267,15 +342,19 @@ class Engine:
         self._histories.pop(sequence, None)
 
 
-def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
-    chunks, drafts = [], scheduled.drafts
+def _chunks(scheduled: SchedulerOutput, num_rows: dict[Sequence, int]) -> list[ScheduledChunk]:
+    """The step's chunks, those of scored sequences last."""
+    chunks, scored, drafts = [], [], scheduled.drafts
     for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         token_ids, num_logits = sequence.token_ids[start:end], int(end >= len(sequence.token_ids))
         if drafts and (draft := drafts.get(sequence)) is not None:
             token_ids, num_logits = token_ids + draft, 1 + len(draft)
+        if num_rows and (rows := num_rows.get(sequence)) is not None:
+            scored.append(ScheduledChunk(token_ids, start, sequence.block_table, rows))
+            continue
         chunks.append(ScheduledChunk(token_ids, start, sequence.block_table, num_logits))
-    return chunks
+    return chunks + scored
 
 
 def _draft_rows(last: SampleRow, draft: list[int]) -> list[SampleRow]:

@@ -22,6 +22,7 @@ from treadle_worker.kv_cache import CachePlan
 from treadle_worker.model_runner import ModelRunner
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
+from treadle_worker.scoring import max_score_rows
 from treadle_worker.speculation import Speculation
 from treadle_worker.weight_room import check_room
 
@@ -88,6 +89,7 @@ def load_engine(start: EngineStart) -> Engine:
             max_num_batched_tokens=start.max_num_batched_tokens,
             max_inter_token_ms=start.max_inter_token_ms,
             speculation=Speculation(start.num_speculative_tokens, start.max_speculative_rows),
+            max_score_rows=max_score_rows(model.config.vocab_size),
         ),
         Sampler(),
         vocab_size=model.config.vocab_size,
@@ -112,6 +114,7 @@ def _activation_bytes(
             max_rows=_max_rows(start),
             max_num_batched_tokens=start.max_num_batched_tokens,
             max_model_len=max_model_len,
+            max_score_rows=max_score_rows(model.config.vocab_size),
             graphs=None if capture is None else torch.cuda.stream(capture.stream),
         )
     except torch.OutOfMemoryError as error:

@@ -1,9 +1,9 @@
 """The engine's process: `python -m treadle_worker.engine_process --fd N --parent PID`.
 
 It is spawned, never forked, reads what to load from its socket, says that it loads until it is ready, and
-then turns: take every command that waits, one step, one message. It blocks only when it has nothing to
-do, or when the I/O process reads too slowly. It ends with its parent, at a Shutdown, and after a failure,
-which it names first.
+then goes round: take every command that waits, one step, one message. It blocks only when it has nothing to
+do, when another engine has the turn at the device, or when the I/O process reads too slowly. It ends with its
+parent, at a Shutdown, and after a failure, which it names first.
 
 Messages have no thread of their own: to encode and send what 256 sequences got, and to look for commands,
 takes 40 to 80 microseconds a step, about what handing it to a thread takes.
@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
+from treadle.models.families import is_encoder, read_any_config
 from treadle.process import die_with_parent
 from treadle.telemetry import configure_logging
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
+    AddTask,
     EngineCommand,
     EngineCommands,
     EngineEvent,
@@ -35,14 +37,55 @@ from treadle_worker.engine_protocol import (
     Loading,
     Ready,
     Shutdown,
+    StepOutputs,
+    Turn,
+    TurnOver,
 )
 from treadle_worker.framing import FrameSocket
 
-if TYPE_CHECKING:
-    from treadle_worker.engine import Engine
-
 LOADING_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What the process needs of an engine: a decoder's (engine.py) or an encoder's (encoder_engine.py)."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or say anything."""
+        ...
+
+    def ready(self) -> Ready:
+        """Its sizes, and what can be asked of it."""
+        ...
+
+    def add_request(self, request: AddRequest) -> None:
+        """Takes a request in; one that cannot be run is answered by what is said next."""
+        ...
+
+    def add_task(self, task: AddTask) -> None:
+        """Takes a task in, likewise."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Drops a request or a task, if it is there."""
+        ...
+
+    def yielded(self) -> None:
+        """Another engine wants the device, and has it now."""
+        ...
+
+    def step(self) -> StepOutputs:
+        """Computes one batch, and says what it made and what was decided since it last said anything."""
+        ...
+
+    def report(self) -> StepOutputs:
+        """What a step says, without computing anything."""
+        ...
+
+    def close(self) -> None:
+        """Gives back all memory."""
+        ...
 
 
 def main() -> None:
@@ -74,30 +117,30 @@ def serve(frames: FrameSocket) -> None:
     first, *later = _receive_first(frames)
     start = msgspec.msgpack.decode(first, type=EngineStart)
     engine = _load(frames, start)
-    blocks = engine.scheduler.block_manager
-    _send(
-        frames,
-        Ready(
-            max_model_len=engine.max_model_len,
-            vocab_size=engine.vocab_size,
-            num_blocks=blocks.num_blocks,
-            block_size=blocks.block_size,
-            max_num_seqs=engine.scheduler.max_num_seqs,
-            process_id=os.getpid(),
-            device_memory=engine.stats().device_memory,
-        ),
-    )
+    _send(frames, engine.ready())
     decoder = msgspec.msgpack.Decoder(EngineCommands)
+    has_turn = True
     while True:
-        messages = [*later, *frames.receive(0.0 if engine.has_work or later else None)]
-        later = []
+        is_busy = later or (has_turn and engine.has_work)
+        messages = [*later, *frames.receive(0.0 if is_busy else None)]
+        later, is_told = [], False
         for message in messages:
             for command in decoder.decode(message).commands:
                 if isinstance(command, Shutdown):
                     engine.close()
                     return
-                _apply(engine, command)
-        _send(frames, engine.step())
+                if isinstance(command, Turn):
+                    has_turn = command.granted
+                    if not has_turn:
+                        engine.yielded()
+                        _send(frames, TurnOver())
+                else:
+                    _apply(engine, command)
+                    is_told = True
+        if has_turn and engine.has_work:
+            _send(frames, engine.step())
+        elif is_told:
+            _send(frames, engine.report())
 
 
 def _receive_first(frames: FrameSocket) -> list[bytes]:
@@ -110,6 +153,8 @@ def _apply(engine: Engine, command: EngineCommand) -> None:
     match command:
         case AddRequest():
             engine.add_request(command)
+        case AddTask():
+            engine.add_task(command)
         case AbortRequest(request_id=request_id):
             engine.abort(request_id)
 
@@ -125,7 +170,14 @@ def _load(frames: FrameSocket, start: EngineStart) -> Engine:
 
 
 def load_engine(start: EngineStart) -> Engine:
-    """See `engine_loader`. torch comes in with it, which takes seconds: the loading thread waits for that."""
+    """See `engine_loader` and `encoder_loader`; raises what they do.
+
+    torch comes in with them, which takes seconds: the loading thread waits for that.
+    """
+    if is_encoder(read_any_config(Path(start.model_folder))):
+        from treadle_worker.encoder_loader import load_encoder_engine
+
+        return load_encoder_engine(start)
     from treadle_worker.engine_loader import load_engine
 
     return load_engine(start)

@@ -69,7 +69,7 @@ class TaskInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AddTask(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
-    """Asks for something about texts that are there whole; a TaskOutput answers, as queue.proto lays it out."""
+    """Asks for something about whole texts. A TaskOutput answers, its bytes laid out as queue.proto says."""
 
     request_id: str
     task: Task
@@ -121,6 +121,7 @@ class EngineStart(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     enforce_eager: bool
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_batched_task_tokens: int
     max_model_len: int | None
     enable_prefix_caching: bool
     num_threads: int | None

@@ -29,6 +29,8 @@ from treadle_worker.engine_protocol import (
 from treadle_worker.intake import Capacity, Intake
 from treadle_worker.lapses import Lapses
 from treadle_worker.metrics import ModelMetrics
+from treadle_worker.models.device_turns import Seat
+from treadle_worker.models.turns import Turns
 from treadle_worker.observation import Observation
 from treadle_worker.pace import Pace
 from treadle_worker.requests import RequestTable, RunningRequest
@@ -75,6 +77,8 @@ class Links:
     gather_s: float
     """The longest that tokens of an answer that flows are gathered."""
     tracer: Tracer = field(default_factory=Tracer)
+    turns: Turns = field(default_factory=Turns)
+    """At the devices that the worker's engines share."""
 
 
 class EngineRun:
@@ -93,10 +97,13 @@ class EngineRun:
         links: Links,
         metrics: ModelMetrics,
         *,
+        seat: Seat,
         num_commands: int = 0,
     ) -> None:
-        """`num_commands`: how many the engine has been given already."""
+        """`seat`: the engine's at its device; `num_commands`: how many the engine has been given already."""
         self._engine = engine
+        self.seat = seat
+        self._metrics = metrics
         self._links = links
         self.table = RequestTable()
         self._observation = Observation(
@@ -153,6 +160,7 @@ class EngineRun:
         except* Unavailable as errors:
             ended = errors.exceptions[0]
         finally:
+            self._metrics.turns(self.seat.used_s, self.seat.waited_s)
             await self._hand_back()
         raise ended
 
@@ -178,14 +186,14 @@ class EngineRun:
             if request.accept(output):
                 self._command(AbortRequest(request_id=request.engine_id))
             self.writer.mark(request)
+        self.seat.set_wants(self._has_work())
 
     def _start(self, request: RunningRequest) -> None:
         self._empty.clear()
         self._observation.claimed(request)
         if not request.ended and (command := request.start()) is not None:
-            # The silence of an engine with nothing to do is no sign of death.
-            self._heard_at = asyncio.get_running_loop().time() if len(self.table) == 1 else self._heard_at
             self._command(command)
+            self.seat.set_wants(True)
         self.writer.mark(request)
 
     def end(self, request: RunningRequest, error: TreadleError) -> None:
@@ -193,6 +201,7 @@ class EngineRun:
         if not request.ended:
             request.fail(error)
             self._command(AbortRequest(request_id=request.engine_id), cancelled_s=0.0)
+            self.seat.set_wants(self._has_work())
             self.writer.mark(request)
 
     def cancelled(self, request: RunningRequest, ago_s: float) -> None:
@@ -220,6 +229,7 @@ class EngineRun:
     def _drop(self, request: RunningRequest, cancelled_s: float | None = None) -> None:
         self.table.remove(request)
         self._command(AbortRequest(request_id=request.engine_id), cancelled_s)
+        self.seat.set_wants(self._has_work())
         self.intake.has_room()
         if not len(self.table):
             self._empty.set()
@@ -241,9 +251,13 @@ class EngineRun:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(1)
-            waiting = any(not request.ended for request in self.table)
-            if waiting and loop.time() - self._heard_at > STALLED_S:
+            self._metrics.turns(self.seat.used_s, self.seat.waited_s)
+            if loop.time() - max(self._heard_at, self.seat.owes_from) > STALLED_S:
                 raise Unavailable(f"the engine made no step for {STALLED_S:.0f} s", reason="ENGINE_STALLED")
+
+    def _has_work(self) -> bool:
+        """Whether the engine has anything to compute."""
+        return any(not request.ended for request in self.table)
 
     async def drain(self, timeout_s: float) -> None:
         """Claims no more; returns when all is finished and written, or the time is up."""

@@ -68,3 +68,5 @@ class Artifact:
     tokenizer_digest: str
     folder: StoredFolder
     """The canonical folder, on a path that this worker can read."""
+    is_encoder: bool = False
+    """It sees texts whole and generates nothing."""

@@ -87,6 +87,12 @@ class WorkerMetrics:
         self.accepted_tokens = counter(
             "spec_decode_num_accepted_tokens", "Tokens that an answer got sooner by speculation."
         )
+        self.turns = counter(
+            "engine_turn_seconds", "Of the device, had by this engine while another one wanted it."
+        )
+        self.turns_waited = counter(
+            "engine_turn_waited_seconds", "In which the engine had work and another one had the device."
+        )
         self.queue_time = histogram(
             "request_queue_time_seconds",
             "From a request's arrival in its lane to its first step in an engine; takeovers are left out.",
@@ -140,6 +146,9 @@ class ModelMetrics:
             outcome: metrics.ends.labels(name, outcome)
             for outcome in ("finished", "failed", "cancelled", "fenced", "vanished", "handed_back")
         }
+        self._turns = metrics.turns.labels(name)
+        self._turns_waited = metrics.turns_waited.labels(name)
+        self._turns_seen = (0.0, 0.0)
         self._seen = EngineStats()
         self.engine_gone()
 
@@ -155,7 +164,7 @@ class ModelMetrics:
         self, resident_bytes: Callable[[], float], device_memory: DeviceMemory | None = None
     ) -> None:
         """Another engine begins; `resident_bytes` is asked at each scrape, in its thread."""
-        self._seen = EngineStats()
+        self._seen, self._turns_seen = EngineStats(), (0.0, 0.0)
         self._engine_starts.inc()
         self._say(self._metrics.ready, 1)
         self._say(self._metrics.resident, resident_bytes)
@@ -179,6 +188,12 @@ class ModelMetrics:
         for name, counter in self._counters.items():
             if more := getattr(stats, name) - getattr(before, name):
                 counter.inc(more)
+
+    def turns(self, used_s: float, waited_s: float) -> None:
+        """What the engine had of a shared device so far, and how long it waited for it."""
+        before, self._turns_seen = self._turns_seen, (used_s, waited_s)
+        self._turns.inc(used_s - before[0])
+        self._turns_waited.inc(waited_s - before[1])
 
     def _device_memory(self, memory: DeviceMemory) -> None:
         self._say(self._metrics.device_allocated, memory.allocated_bytes)

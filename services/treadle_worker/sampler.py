@@ -72,13 +72,13 @@ class Sampler:
         """
         if not rows:
             return []
-        best, sound = _best(logits_RV)
+        best, sound = best_tokens(logits_RV)
         if not sound.all():
             logits_RV[torch.from_numpy(~sound).to(logits_RV.device)] = 0.0
         reported = [index for index, row in enumerate(rows) if row.params.logprobs is not None]
         raw_LV = torch.log_softmax(take(logits_RV, reported), dim=1) if reported else None
         if _adjust(logits_RV, rows):
-            best, _ = _best(logits_RV)
+            best, _ = best_tokens(logits_RV)
         tokens = best
         drawn = [index for index, row in enumerate(rows) if row.params.temperature >= GREEDY_BELOW]
         if drawn:
@@ -116,7 +116,7 @@ class Sampler:
         return tokens
 
 
-def _best(logits_RV: torch.Tensor) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
+def best_tokens(logits_RV: torch.Tensor) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
     """The first best token of each row, -1 where none has a chance; and whether all logits are finite."""
     if logits_RV.device.type == "cpu":
         x_RV = logits_RV.numpy()

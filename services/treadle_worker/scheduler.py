@@ -3,8 +3,9 @@
 Decodes come first, so that a long prompt never stops the tokens of others. What is left of the budget goes
 to prompts, by rank: higher priority, then earlier arrival; where others decode, no more than fits into
 `max_inter_token_ms` by what steps took so far (step_time.py). A prompt that does not fit goes on in the next
-step. Last, while the step is small, decodes get drafts to check; a draft takes nothing from anybody: only
-what is left of the budget and of the blocks.
+step; of texts that are scored, a step takes no more than have `max_score_rows` rows of logits. Last, while
+the step is small, decodes get drafts to check; a draft takes nothing from anybody: only what is left of the
+budget and of the blocks.
 
 When blocks run out, the sequence of the worst rank is preempted: its blocks are freed, and its tokens are
 computed anew when there is room again.
@@ -82,6 +83,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_inter_token_ms: float = 0.0,
         speculation: Speculation | None = None,
+        max_score_rows: int = 256,
     ) -> None:
         if max_num_seqs > max_num_batched_tokens:
             raise ValueError(
@@ -93,6 +95,8 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_inter_token_ms = max_inter_token_ms
         """What a step with decodes should take at most; 0: whatever its budget takes."""
+        self.max_score_rows = max_score_rows
+        """Rows of logits of scored texts in one step; those that lack a single token come on top."""
         self.step_time = StepTime()
         self.speculation = speculation or Speculation()
         self.num_preemptions = 0
@@ -199,6 +203,7 @@ class Scheduler:
             else None
         )
         blocked = False  # nobody overtakes a waiting sequence that has no room
+        rows = self.max_score_rows
         while (budget := self.max_num_batched_tokens - output.num_tokens) > 0:
             if limit is not None and limit.is_reached:
                 return
@@ -208,7 +213,7 @@ class Scheduler:
                 started.pop()
             sequence = None if blocked else self._first_waiting()
             if sequence is not None and (not started or sequence.rank < started[-1].rank):
-                if not self._admit(sequence, output):
+                if (sequence.scoring is not None and not rows) or not self._admit(sequence, output):
                     blocked = True
                     continue
                 budget = self.max_num_batched_tokens - output.num_tokens
@@ -217,9 +222,15 @@ class Scheduler:
             else:
                 return
             num_tokens = min(sequence.num_uncomputed_tokens, budget)
+            if (scoring := sequence.scoring) is not None:
+                num_tokens = scoring.num_tokens(sequence.num_computed_tokens, num_tokens, rows)
+                if not num_tokens:
+                    continue
             if limit is not None:
                 num_tokens = limit.num_tokens(sequence.num_computed_tokens, num_tokens)
                 limit.take(sequence.num_computed_tokens, num_tokens)
+            if scoring is not None:
+                rows -= scoring.num_rows(sequence.num_computed_tokens, num_tokens)
             self.num_chunked_prefills += num_tokens < sequence.num_uncomputed_tokens
             output.add_prefill(sequence, num_tokens)
 

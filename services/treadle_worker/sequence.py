@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 
 from treadle_worker.engine_protocol import SamplingParams
+from treadle_worker.scoring import Scoring
 from treadle_worker.speculation import Drafting
 
 
@@ -39,6 +40,8 @@ class Sequence:
     """Prompt and output at which it ends."""
     drafting: Drafting | None = None
     """What speculation knows of it; None: its tokens are not guessed."""
+    scoring: Scoring | None = None
+    """Of a text that is scored; None: tokens are drawn behind it."""
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -68,6 +71,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that a step must still compute before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def max_cached_tokens(self) -> int:
+        """Leading tokens that the cache may hold already: those before the first row of logits."""
+        return len(self.token_ids) - 1 if self.scoring is None else self.scoring.first_row
 
     @property
     def is_finished(self) -> bool:

@@ -63,5 +63,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 def _engine_status(host: ModelHost) -> worker_pb2.EngineStatus | None:
     if host.running is None or host.ready is None:
         return None
-    process_id = host.ready.process_id
-    return to_engine_status(host.running.stats, process_id, resident_bytes(process_id))
+    process_id, seat = host.ready.process_id, host.running.seat
+    return to_engine_status(
+        host.running.stats, process_id, resident_bytes(process_id), seat.used_s, seat.waited_s
+    )

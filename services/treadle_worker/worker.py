@@ -30,6 +30,7 @@ from treadle_worker.models.model_host import ModelHost, StartEngine
 from treadle_worker.models.obtaining import Obtain, where_it_lies
 from treadle_worker.models.registry import Registry
 from treadle_worker.models.served_models import ServedModels
+from treadle_worker.models.turns import Turns
 from treadle_worker.models.wanted import Claim
 from treadle_worker.notices import NoticeReader
 
@@ -90,6 +91,7 @@ class Worker:
             lease_ms,
             config.gather_s,
             telemetry.tracer,
+            Turns(config.task_share),
         )
         self.models = ServedModels(
             config,

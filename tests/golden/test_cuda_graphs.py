@@ -69,6 +69,7 @@ def test_the_largest_steps_run_over_one_block(tmp_path, rng):
         return 1
 
     sizes = {"max_num_seqs": 6, "max_rows": 8, "max_num_batched_tokens": 100, "max_model_len": 70}
+    sizes["max_score_rows"] = 50
     assert activation_bytes(runner, **sizes, graphs=nullcontext(), measure=measure) == 2
     print(f"{len(shapes)} steps, {cache.keys[:, 0].count_nonzero()} elements written")
     assert cache.keys[:, 0].count_nonzero() > 0

@@ -35,15 +35,18 @@ def _fields(error: ValidationError) -> list[str | int]:
     return [one["loc"][0] for one in error.errors() if one["loc"]]
 
 
-def filled(claim: Claim, config: EngineConfig) -> Claim:
+def filled(claim: Claim, config: EngineConfig, *, is_encoder: bool = False) -> Claim:
     """The claim with its configuration complete; as it was where this worker cannot compute it."""
     try:
-        return replace(claim, configuration=complete(configured(config, claim.configuration)))
+        asked = configured(config, claim.configuration).resolved(is_encoder=is_encoder)
+        return replace(claim, configuration=complete(asked))
     except FailedPrecondition:
         return claim
 
 
 def complete(config: EngineConfig) -> ServingConfiguration:
-    """What the settings say, nothing left open."""
+    """What the settings say, nothing left open; for a decoder, where the dtype is."""
+    if config.dtype == "auto":
+        return complete(config.resolved(is_encoder=False))
     cache_dtype = config.dtype if config.cache_dtype == "auto" else config.cache_dtype
     return ServingConfiguration(config.dtype, config.quantization, cache_dtype)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from treadle.errors import DataLoss, TreadleError
 from treadle.models.stored_folder import StoredFolder
+from treadle.text.tokenizer import Tokenizer
 from treadle_worker.config import EngineConfig
-from treadle_worker.engine_protocol import Ready
+from treadle_worker.engine_protocol import EngineEvent, Ready
 from treadle_worker.engine_run import Engine, EngineRun, Links
 from treadle_worker.jobs import Artifact
 from treadle_worker.metrics import ModelMetrics
+from treadle_worker.models.device_turns import Seat
 from treadle_worker.models.loading import load
 from treadle_worker.models.obtaining import Obtain, obtained, where_it_lies
+from treadle_worker.models.turns import telling
 from treadle_worker.models.warm_up import warm_up
 from treadle_worker.resident_memory import resident_bytes
 
@@ -52,7 +55,7 @@ class ModelHost:
         """For people: the alias or digest that it was first served for."""
         self.artifact = artifact
         """Whose folder the next engine loads. One of equal weights and tokenizer may take its place."""
-        self.config = config
+        self.config = config = config.resolved(is_encoder=artifact.is_encoder)
         self.profile = config.profile(artifact.compute_digest).id
         self._warm_up_prompts = warm_up_prompts
         self._links = links
@@ -118,25 +121,52 @@ class ModelHost:
             events = engine.events()
             try:
                 ready, tokenizer = await load(artifact, events)
-                commands = await warm_up(engine, events, ready, tokenizer, self._warm_up_prompts)
             except TreadleError as error:
                 self.failure = error
                 raise
-            self.ready, self.failure = ready, None
-            self._metrics.engine_ready(
-                partial(resident_bytes, self.ready.process_id), self.ready.device_memory
-            )
-            logger.info("the model is ready", extra={"model": self.name, "profile": self.profile})
-            self.running = EngineRun(
-                engine, ready, self.profile, tokenizer, self._links, self._metrics, num_commands=commands
-            )
-            self._changed()
-            await self.running.run(events, claims=not self.draining)
+            async with self._links.turns.joined(self.config.device, engine, ready) as seat:
+                try:
+                    await self._run(engine, ready, tokenizer, telling(events, seat), seat)
+                finally:
+                    # It may compute until it has ended: nobody gets the turn before.
+                    await engine.stop()
         finally:
             self.ready = self.running = None
             self._metrics.engine_gone()
             self._changed()
             await engine.stop()
+
+    async def _run(
+        self,
+        engine: Engine,
+        ready: Ready,
+        tokenizer: Tokenizer,
+        events: AsyncIterator[EngineEvent],
+        seat: Seat,
+    ) -> None:
+        """From an engine that has loaded to its end."""
+        seat.set_wants(bool(self._warm_up_prompts))
+        try:
+            commands = await warm_up(engine, events, ready, tokenizer, self._warm_up_prompts)
+        except TreadleError as error:
+            self.failure = error
+            raise
+        seat.set_wants(False)
+        self.ready, self.failure = ready, None
+        self._metrics.engine_ready(partial(resident_bytes, ready.process_id), ready.device_memory)
+        logger.info("the model is ready", extra={"model": self.name, "profile": self.profile})
+        self.running = EngineRun(
+            engine,
+            ready,
+            self.profile,
+            tokenizer,
+            self._links,
+            self._metrics,
+            seat=seat,
+            num_commands=commands,
+        )
+        self._changed()
+        await self.running.run(events, claims=not self.draining)
 
     @property
     def is_announced(self) -> bool:

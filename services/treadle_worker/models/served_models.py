@@ -59,6 +59,9 @@ class ServedModels:
         self._surplus = Surplus(registry, redis, consumer)
         self._taking_up = TakingUp(self._candidates, self._take_up)
         self._woken = asyncio.Event()
+        self._encoders: set[str] = set()
+        """Digests of artifacts that proved to be encoders. A model is taken for a decoder until it is known: its
+        claim may be another then, with the dtype that "auto" means for it."""
         self._claims: list[Claim] = []
         self._holdings: dict[Claim, Holding] = {}
         self._hosts: dict[HostKey, ModelHost] = {}
@@ -181,6 +184,9 @@ class ServedModels:
                 self._hold(self._make_holding(claim))
         for holding in self._holdings.values():
             if holding.wanted and holding.artifact is not None and not holding.unservable:
+                if holding.artifact.is_encoder and holding.artifact.digest not in self._encoders:
+                    # That became known just now: its claim is made anew.
+                    continue
                 self._place(holding, holding.artifact)
         for key, host in list(self._hosts.items()):
             if any(one.wanted and one.host is host for one in self._holdings.values()):
@@ -198,8 +204,17 @@ class ServedModels:
         found = wanted(
             self._watch.known, self._named.names, self._named.meanings, others=self._config.deployments
         )
+        artifacts = [holding.artifact for holding in self._holdings.values() if holding.artifact is not None]
+        artifacts += self._named.resolved.values()
+        digests = {claim.artifact_digest for claim in found}
+        self._encoders = self._encoders & digests | {one.digest for one in artifacts if one.is_encoder}
         # What is the same to this worker is held once: deployments may say in full what the settings say.
-        return list(dict.fromkeys(filled(claim, self._engine_config) for claim in found))
+        return list(
+            dict.fromkeys(
+                filled(claim, self._engine_config, is_encoder=claim.artifact_digest in self._encoders)
+                for claim in found
+            )
+        )
 
     def _candidates(self) -> list[Claim]:
         held = [claim for claim in self._holdings if not claim.required]

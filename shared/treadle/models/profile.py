@@ -24,3 +24,13 @@ class ServingProfile:
         """ "p-" and 16 hexadecimal digits."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return "p-" + hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def served_dtype(asked: str, *, is_encoder: bool) -> str:
+    """The dtype that "auto" means for a model; any other is taken as it is.
+
+    Encoders are small, and their vectors are compared in the fourth digit: they stay float32.
+    """
+    if asked != "auto":
+        return asked
+    return "float32" if is_encoder else "bfloat16"

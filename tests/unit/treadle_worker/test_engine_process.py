@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,7 +16,9 @@ from treadle_worker.config import EngineConfig
 from treadle_worker.engine_protocol import (
     AbortRequest,
     AddRequest,
+    AddTask,
     DeviceMemory,
+    EngineCommand,
     EngineCommands,
     EngineEvent,
     EngineStart,
@@ -27,6 +28,7 @@ from treadle_worker.engine_protocol import (
     SamplingParams,
     Shutdown,
     StepOutputs,
+    TaskInput,
 )
 from treadle_worker.framing import FrameSocket
 
@@ -34,12 +36,9 @@ from treadle_worker.framing import FrameSocket
 class MockEngine:
     """Counts steps; has work until it has made `budget` of them."""
 
-    max_model_len = 100
-    vocab_size = 10
-    scheduler = SimpleNamespace(block_manager=SimpleNamespace(num_blocks=4, block_size=8), max_num_seqs=2)
-
     def __init__(self) -> None:
         self.commands: list[str] = []
+        self.num_yields = 0
         self.left = 0
         self.closed = False
 
@@ -51,11 +50,31 @@ class MockEngine:
         self.commands.append(request.request_id)
         self.left = 5
 
+    def add_task(self, task: AddTask) -> None:
+        self.commands.append(f"{task.task} {task.request_id}")
+        self.left = 5
+
     def abort(self, request_id: str) -> None:
         self.commands.append(f"-{request_id}")
 
-    def stats(self) -> EngineStats:
-        return EngineStats(device_memory=DeviceMemory(allocated_bytes=7))
+    def ready(self) -> Ready:
+        memory = DeviceMemory(allocated_bytes=7)
+        return Ready(
+            max_model_len=100,
+            vocab_size=10,
+            num_blocks=4,
+            block_size=8,
+            max_num_seqs=2,
+            process_id=1,
+            device_memory=memory,
+            tasks=["score"],
+        )
+
+    def yielded(self) -> None:
+        self.num_yields += 1
+
+    def report(self) -> StepOutputs:
+        return StepOutputs(outputs=[], stats=EngineStats(num_commands=len(self.commands)))
 
     def close(self) -> None:
         self.closed = True
@@ -89,7 +108,7 @@ def served(engine: MockEngine, monkeypatch) -> Iterator[tuple[FrameSocket, threa
         yield FrameSocket(ours), thread
 
 
-def say(frames: FrameSocket, *commands: AddRequest | AbortRequest | Shutdown) -> None:
+def say(frames: FrameSocket, *commands: EngineCommand) -> None:
     frames.send(msgspec.msgpack.encode(EngineCommands(commands=list(commands))))
 
 
@@ -115,6 +134,8 @@ def test_it_loads_serves_and_shuts_down(served, engine):
     assert all(isinstance(event, Loading) for event in said[:-1])
     assert (said[-1].num_blocks, said[-1].vocab_size) == (4, 10)
     assert said[-1].device_memory.allocated_bytes == 7
+    assert said[-1].tasks == ["score"]
+    assert said[-1].generates
     say(frames, add("a"), add("b"), AbortRequest(request_id="a"))
     steps = events(frames, 5)
     assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
@@ -131,7 +152,8 @@ def test_commands_that_came_while_it_loaded_are_kept(served, engine):
     frames, thread = served
     start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
     frames.send(msgspec.msgpack.encode(start))
-    say(frames, add("early"))
+    task = AddTask(request_id="too", task="score", inputs=[TaskInput(token_ids=[1, 2], first=1)])
+    say(frames, add("early"), task)
     say(frames, Shutdown())
     thread.join(timeout=20)
-    assert engine.commands == ["early"]
+    assert engine.commands == ["early", "score too"]

@@ -102,6 +102,7 @@ def test_steps_are_measured_at_the_end_of_the_longest_context(graphs, total: int
         max_rows=6,
         max_num_batched_tokens=100,
         max_model_len=90,
+        max_score_rows=93,
         graphs=graphs,
         measure=measure,
     )
@@ -109,6 +110,8 @@ def test_steps_are_measured_at_the_end_of_the_longest_context(graphs, total: int
     prompts, tokens = runner.steps
     assert [len(chunk.token_ids) for chunk in prompts] == [90, 8, 1, 1]
     assert [len(chunk.token_ids) for chunk in tokens] == [1] * 6
+    assert [chunk.num_logits for chunk in prompts] == [90, 5, 1, 1], "93 rows beside those of four answers"
+    assert [chunk.num_logits for chunk in tokens] == [1] * 6
     for chunk in prompts + tokens:
         assert chunk.start + len(chunk.token_ids) == 90
         assert chunk.block_table == [0] * 6
