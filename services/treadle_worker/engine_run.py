@@ -26,6 +26,7 @@ from treadle_worker.engine_protocol import (
     Ready,
     StepOutputs,
 )
+from treadle_worker.generations import RunningGeneration
 from treadle_worker.intake import Capacity, Intake
 from treadle_worker.lapses import Lapses
 from treadle_worker.metrics import ModelMetrics
@@ -33,6 +34,7 @@ from treadle_worker.observation import Observation
 from treadle_worker.pace import Pace
 from treadle_worker.requests import RequestTable, RunningRequest
 from treadle_worker.streams import StreamWriter
+from treadle_worker.tasks import RunningTask
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class Links:
     consumer: str
     clock: RedisClock
     max_claimed: int
+    max_claimed_tokens: int
     lease_ms: int
     gather_s: float
     """The longest that tokens of an answer that flows are gathered."""
@@ -97,6 +100,7 @@ class EngineRun:
     ) -> None:
         """`num_commands`: how many the engine has been given already."""
         self._engine = engine
+        self._ready = ready
         self._links = links
         self.table = RequestTable()
         self._observation = Observation(
@@ -128,7 +132,12 @@ class EngineRun:
             profile=profile,
             consumer=links.consumer,
             table=self.table,
-            capacity=Capacity(self.table, ready, links.max_claimed),
+            capacity=Capacity(
+                self.table,
+                ready,
+                max_claimed=links.max_claimed,
+                max_claimed_tokens=links.max_claimed_tokens,
+            ),
             claimer=self.claimer,
             metrics=metrics,
             clock=links.clock,
@@ -171,17 +180,25 @@ class EngineRun:
         self._observation.stepped(step)
         for output in step.outputs:
             request = self.table.by_engine_id(output.request_id)
-            if request is None:
+            if not isinstance(request, RunningGeneration):
                 continue
             if request.span.recording:
                 self._observation.said(request, output)
             if request.accept(output):
                 self._command(AbortRequest(request_id=request.engine_id))
             self.writer.mark(request)
+        for answer in step.task_outputs:
+            task = self.table.by_engine_id(answer.request_id)
+            if isinstance(task, RunningTask):
+                self._observation.answered(task, answer)
+                task.accept(answer)
+                self.writer.mark(task)
 
     def _start(self, request: RunningRequest) -> None:
         self._empty.clear()
         self._observation.claimed(request)
+        if not request.ended and (error := request.refusal(self._ready)) is not None:
+            request.fail(error)
         if not request.ended and (command := request.start()) is not None:
             # The silence of an engine with nothing to do is no sign of death.
             self._heard_at = asyncio.get_running_loop().time() if len(self.table) == 1 else self._heard_at
