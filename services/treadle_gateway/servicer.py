@@ -115,6 +115,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Not served yet."""
         raise _unserved("Tag")
 
+    def EmbedStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.EmbedStreamRequest], context: Context
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        """Not served yet."""
+        raise _unserved("EmbedStream")
+
+    def ClassifyStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ClassifyStreamResponse]:
+        """Not served yet."""
+        raise _unserved("ClassifyStream")
+
+    def ScoreStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Not served yet."""
+        raise _unserved("ScoreStream")
+
+    def RerankStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.RerankStreamRequest], context: Context
+    ) -> AsyncIterator[pb.RerankStreamResponse]:
+        """Not served yet."""
+        raise _unserved("RerankStream")
+
+    def TagStream(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.TagStreamRequest], context: Context
+    ) -> AsyncIterator[pb.TagStreamResponse]:
+        """Not served yet."""
+        raise _unserved("TagStream")
+
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """What can be asked for now."""
         lines, token = await self._inference.list_models(request.page_size, request.page_token)
