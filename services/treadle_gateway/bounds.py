@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from treadle.errors import FailedPrecondition, FieldViolation
 from treadle_gateway.generation import ChatPrompt, Generation, Prompt, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
-from treadle_gateway.validation import Violations
+from treadle_gateway.violations import Violations
 
 
 def prompt_field(prompt: Prompt | None) -> str:

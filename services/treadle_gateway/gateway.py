@@ -24,6 +24,7 @@ from treadle_gateway.background import BackgroundTasks
 from treadle_gateway.clients import GrpcRegistry, GrpcTokenizer, is_serving
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.convert import to_loaded
+from treadle_gateway.hold import Queue
 from treadle_gateway.inference import Inference
 from treadle_gateway.listing import Aliases
 from treadle_gateway.log_follower import BLOCK_S, LogFollower
@@ -31,7 +32,6 @@ from treadle_gateway.metrics import GatewayMetrics
 from treadle_gateway.models import ArtifactCache, Loaded, Models
 from treadle_gateway.preparation import Preparation
 from treadle_gateway.readiness import Readiness, redis_answers
-from treadle_gateway.run import Queue
 from treadle_gateway.servicer import SERVICE, InferenceServicer, add_to_server
 
 logger = logging.getLogger(__name__)
