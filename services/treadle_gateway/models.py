@@ -26,7 +26,8 @@ from treadle.errors import (
     invalid_field,
 )
 from treadle.models.remembered import RememberedNames
-from treadle_gateway.clients import Artifact, Registry
+from treadle_gateway.artifact import Artifact
+from treadle_gateway.clients import Registry
 from treadle_gateway.routing import routes
 
 ARTIFACT_FRESH_S = 2.0

@@ -6,8 +6,9 @@ import re
 
 from treadle.errors import DeadlineExceeded, FailedPrecondition, FieldViolation, TreadleError, Unavailable
 from treadle_gateway.bounds import prompt_field
-from treadle_gateway.clients import Tokenized, Tokenizer
+from treadle_gateway.clients import Tokenizer
 from treadle_gateway.deadlines import Deadline, out_of_time
+from treadle_gateway.encoded import Tokenized
 from treadle_gateway.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
 
