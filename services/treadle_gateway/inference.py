@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from treadle.errors import Cancelled, TreadleError
 from treadle.queue import control
@@ -102,7 +103,10 @@ class Inference:
         """A page of what is served now, and the token of the next one ("": none)."""
         loaded = await self._models.loaded()
         aliases = await self._aliases.read(loaded)
-        return page(list_served(loaded, aliases), page_size, page_token)
+        lines, token = page(list_served(loaded, aliases), page_size, page_token)
+        known = await self._models.artifacts(line.artifact_digest for line in lines)
+        facts = {digest: artifact.facts for digest, artifact in known.items()}
+        return [replace(line, facts=facts.get(line.artifact_digest)) for line in lines], token
 
 
 def _named(tenant: str, request_id: str) -> RequestKeys:
