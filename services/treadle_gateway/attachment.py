@@ -11,8 +11,8 @@ from treadle_gateway.admission import Slot
 from treadle_gateway.convert import from_status
 from treadle_gateway.cursor import Cursor
 from treadle_gateway.deadlines import Deadline
+from treadle_gateway.hold import Queue
 from treadle_gateway.lookup import log_state
-from treadle_gateway.run import Queue
 from treadle_gateway.subscriptions import Subscription
 from treadle_gateway.token_stream import Chunk, Failed, follow
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from treadle.errors import FailedPrecondition, FieldViolation
 from treadle_gateway.generation import ChatPrompt, Generation, Prompt, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
-from treadle_gateway.validation import Violations
+from treadle_gateway.violations import Violations
 
 
 def prompt_field(prompt: Prompt | None) -> str:
@@ -21,6 +21,19 @@ def prompt_field(prompt: Prompt | None) -> str:
             return "generation.token_ids.ids"
 
 
+def check_task(task: str, model: ServedModel, field: str) -> None:
+    """Raises FailedPrecondition (TASK_NOT_SUPPORTED), naming what the model can do, where it cannot do `task`."""
+    tasks = model.artifact.facts.tasks
+    if task not in tasks:
+        able = ", ".join(tasks)
+        raise FailedPrecondition(
+            f"the model cannot {task}; it can {able}. ListModels says what each model can do",
+            reason="TASK_NOT_SUPPORTED",
+            fields=[FieldViolation(field, f"names a model that can {able}")],
+            metadata={"tasks": able},
+        )
+
+
 def check_ids(generation: Generation, model: ServedModel) -> None:
     """Checks every id of the request against the logits' width, before the prompt is tokenised.
 
@@ -28,27 +41,29 @@ def check_ids(generation: Generation, model: ServedModel) -> None:
     """
     prompt, found = generation.prompt, Violations()
     if isinstance(prompt, TokenPrompt):
-        _check_tokenizer(prompt, model)
-        _check_each(found, "generation.token_ids.ids", prompt.ids, model)
+        check_tokenizer(prompt, model, "generation.token_ids")
+        check_each(found, "generation.token_ids.ids", prompt.ids, model)
     for token_id in generation.sampling.logit_bias:
         _check_id(found, f"generation.sampling.logit_bias[{token_id}]", token_id, model)
-    _check_each(found, "generation.stopping.stop_token_ids", generation.stopping.stop_token_ids, model)
+    check_each(found, "generation.stopping.stop_token_ids", generation.stopping.stop_token_ids, model)
     found.check()
 
 
-def _check_tokenizer(prompt: TokenPrompt, model: ServedModel) -> None:
+def check_tokenizer(prompt: TokenPrompt, model: ServedModel, field: str) -> None:
+    """Raises FailedPrecondition (TOKENIZER_MISMATCH) for another tokenizer's ids."""
     theirs, ours = prompt.tokenizer_digest, model.artifact.tokenizer_digest
     if theirs and theirs != ours:
         raise FailedPrecondition(
             f"the ids were made by tokenizer {theirs}, but the model has {ours}; "
             "tokenise with the model's own, or send text",
             reason="TOKENIZER_MISMATCH",
-            fields=[FieldViolation("generation.token_ids.tokenizer_digest", f"must be {ours} or empty")],
+            fields=[FieldViolation(f"{field}.tokenizer_digest", f"must be {ours} or empty")],
             metadata={"tokenizer_digest": ours},
         )
 
 
-def _check_each(found: Violations, field: str, ids: Sequence[int], model: ServedModel) -> None:
+def check_each(found: Violations, field: str, ids: Sequence[int], model: ServedModel) -> None:
+    """Checks each id against the logits' width."""
     if ids and max(ids) < model.vocab_size:
         return
     for number, token_id in enumerate(ids):

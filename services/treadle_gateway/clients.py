@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import grpc
@@ -11,44 +10,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
 from treadle.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
+from treadle.errors import Internal
 from treadle.rpc import from_rpc_error
+from treadle_gateway.artifact import DECODER_TASKS, Artifact, GenerationDefaults, TaskFacts
+from treadle_gateway.encoded import Cut, EncodedText, EncodedTexts, EncodeOptions, Texts, Tokenized
 from treadle_gateway.generation import ChatPrompt
 
 T = TypeVar("T")
 
 _PAGE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """What the model's folder says of sampling; None: nothing."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    eos_token_ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """What the gateway needs to know of a model in the store."""
-
-    digest: str
-    compute_digest: str
-    tokenizer_digest: str
-    vocab_size: int
-    context_length: int
-    defaults: GenerationDefaults
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """A prompt as ids, and the digest of the tokenizer that made them."""
-
-    ids: tuple[int, ...]
-    tokenizer_digest: str
 
 
 class Registry(Protocol):
@@ -69,6 +39,11 @@ class Tokenizer(Protocol):
 
     async def render_chat(self, model: str, chat: ChatPrompt, *, timeout_s: float) -> Tokenized:
         """Renders messages with the model's template, and encodes the prompt."""
+
+    async def encode_texts(
+        self, model: str, texts: Texts, options: EncodeOptions, *, timeout_s: float
+    ) -> EncodedTexts:
+        """Encodes many texts and pairs at once."""
 
 
 async def _called(call: Awaitable[T]) -> T:
@@ -130,6 +105,59 @@ class GrpcTokenizer:
         response = await _called(self._stub.RenderChat(request, timeout=timeout_s))
         return Tokenized(tuple(response.ids), response.tokenizer_digest)
 
+    async def encode_texts(
+        self, model: str, texts: Texts, options: EncodeOptions, *, timeout_s: float
+    ) -> EncodedTexts:
+        """See Tokenizer."""
+        request = tokenizer_pb2.EncodeRequest(
+            model=model,
+            inputs=[tokenizer_pb2.EncodeInput(text=text, pair=pair) for text, pair in texts],
+            add_special_tokens=options.add_special_tokens,
+            truncation=None if options.cut is None else _truncation(options.cut),
+            return_offsets=options.offsets,
+            return_word_ids=options.offsets,
+            return_type_ids=options.type_ids,
+            return_special_tokens_mask=options.special_tokens,
+        )
+        response = await _called(self._stub.Encode(request, timeout=timeout_s))
+        if len(response.encodings) != len(texts):
+            raise Internal(
+                f"the tokenizer was asked for {len(texts)} texts and answered {len(response.encodings)}"
+            )
+        return EncodedTexts([_encoded(one, options) for one in response.encodings], response.tokenizer_digest)
+
+
+def _truncation(cut: Cut) -> tokenizer_pb2.Truncation:
+    return tokenizer_pb2.Truncation(
+        max_length=cut.max_length,
+        strategy=(
+            tokenizer_pb2.TRUNCATION_STRATEGY_ONLY_SECOND
+            if cut.second_only
+            else tokenizer_pb2.TRUNCATION_STRATEGY_LONGEST_FIRST
+        ),
+    )
+
+
+def _encoded(message: tokenizer_pb2.Encoding, options: EncodeOptions) -> EncodedText:
+    """The lists stay the message's own, so that nothing is copied token by token."""
+    encoded = EncodedText(
+        ids=message.ids,
+        type_ids=message.type_ids,
+        starts=[offset.start for offset in message.offsets],
+        ends=[offset.end for offset in message.offsets],
+        word_ids=message.word_ids,
+        special=message.special_tokens_mask,
+    )
+    count = len(encoded.ids)
+    for wanted, lists in (
+        (options.type_ids, [encoded.type_ids]),
+        (options.offsets, [encoded.starts, encoded.word_ids]),
+        (options.special_tokens, [encoded.special]),
+    ):
+        if wanted and any(len(one) != count for one in lists):
+            raise Internal("the tokenizer's answer lacks what was asked for; is it of an older version?")
+    return encoded
+
 
 def _artifact(message: artifact_pb2.Artifact) -> Artifact:
     defaults = message.generation_defaults
@@ -151,7 +179,28 @@ def _artifact(message: artifact_pb2.Artifact) -> Artifact:
             min_p=default("min_p"),
             repetition_penalty=default("repetition_penalty"),
             eos_token_ids=tuple(defaults.eos_token_ids),
+            bos_token_id=defaults.bos_token_id if defaults.HasField("bos_token_id") else None,
         ),
+        model_type=message.facts.model_type,
+        facts=_task_facts(message.task_facts),
+    )
+
+
+def _task_facts(message: artifact_pb2.TaskFacts) -> TaskFacts:
+    return TaskFacts(
+        # Of an artifact that was imported before there were others nothing is said.
+        tasks=tuple(message.tasks) or DECODER_TASKS,
+        pooling=message.pooling,
+        normalize=message.normalize,
+        embedding_dimensions=message.embedding_dimensions,
+        prompts=dict(message.prompts),
+        default_prompt_name=message.default_prompt_name,
+        skip_prompt=message.skip_prompt,
+        labels=tuple(message.labels),
+        multi_label=message.multi_label,
+        rank_activation=message.rank_activation,
+        similarity=message.similarity,
+        max_input_tokens=message.max_input_tokens,
     )
 
 

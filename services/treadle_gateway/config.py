@@ -37,7 +37,7 @@ class GatewayConfig(BaseSettings):
     lane_limit: int = Field(default=1000, ge=1)
     """Requests, waiting and running, of one profile, priority and tenant."""
     max_batch_in_flight: int = Field(default=64, ge=1)
-    """Items of one BatchGenerate call that run at once; the next is read when one has been answered."""
+    """Items of one BatchGenerate call, or of one stream of a task, that are read and not answered."""
 
     default_timeout_s: float = Field(default=600.0, gt=0)
     """For a request that has neither a timeout nor a gRPC deadline."""
@@ -61,3 +61,12 @@ class GatewayConfig(BaseSettings):
     """Entries of logit_bias."""
     max_logprobs: int = Field(default=20, ge=0)
     """Alternatives a token."""
+
+    max_task_inputs: int = Field(default=256, ge=1, le=512)
+    """Texts, pairs or documents of one task: one entry of a lane, which one worker computes, all of it again
+    after a takeover. Score sends two texts an input to the tokenizer, which takes 1,024."""
+    max_task_bytes: int = Field(default=4 << 20, ge=1, le=4 << 20)
+    """UTF-8 bytes of all texts of one task, a rerank's query once a document. Score sends contexts twice to
+    the tokenizer, which takes 8 MiB."""
+    max_task_tokens: int = Field(default=1 << 18, ge=1)
+    """Tokens of all texts of one task: what waits in Redis is about three bytes a token."""

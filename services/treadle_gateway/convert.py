@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -21,6 +21,7 @@ from treadle.queue import keys
 from treadle.queue.keys import RequestKeys
 from treadle.rpc import from_status, to_status
 from treadle.security import ANYBODY, Principal
+from treadle_gateway.artifact import TaskFacts
 from treadle_gateway.generation import (
     DEFAULT_TENANT,
     ChatMessage,
@@ -40,8 +41,10 @@ from treadle_gateway.models import Loaded, ServedModel
 from treadle_gateway.token_stream import Chunk
 
 __all__ = [
+    "PRIORITIES",
     "ResponseBuilder",
     "from_status",
+    "seconds",
     "to_chunk",
     "to_generation",
     "to_lane_entry",
@@ -50,7 +53,7 @@ __all__ = [
     "to_status",
 ]
 
-_PRIORITIES = {
+PRIORITIES: Mapping[int, generation_pb2.Priority.ValueType] = {
     Priority.UNSPECIFIED: generation_pb2.PRIORITY_NORMAL,
     Priority.LOW: generation_pb2.PRIORITY_LOW,
     Priority.NORMAL: generation_pb2.PRIORITY_NORMAL,
@@ -77,8 +80,8 @@ def to_generation(message: generation_pb2.Generation, caller: Principal = ANYBOD
             include_special_tokens=message.output.include_special_tokens,
         ),
         disconnect_mode=disconnect.mode,
-        retention_s=_seconds(disconnect.retention) if disconnect.HasField("retention") else None,
-        timeout_s=_seconds(message.timeout) if message.HasField("timeout") else None,
+        retention_s=seconds(disconnect.retention) if disconnect.HasField("retention") else None,
+        timeout_s=seconds(message.timeout) if message.HasField("timeout") else None,
         payload_digest=_payload_digest(message, tenant),
     )
 
@@ -93,7 +96,8 @@ def _payload_digest(message: generation_pb2.Generation, tenant: str) -> str:
     return "sha256:" + hashlib.sha256(payload.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _seconds(duration: Duration) -> float:
+def seconds(duration: Duration) -> float:
+    """Its seconds, whatever a client made of it."""
     # ToTimedelta would raise for what a client may send.
     return duration.seconds + duration.nanos / 1e9
 
@@ -161,7 +165,7 @@ def to_lane_entry(
         artifact_digest=model.artifact.digest,
         tokenizer_digest=model.artifact.tokenizer_digest,
         profile=model.profile,
-        priority=_PRIORITIES[Priority(generation.priority)],
+        priority=PRIORITIES[Priority(generation.priority)],
         prompt_token_ids=prompt_ids,
         sampling=generation_pb2.SamplingParameters(
             temperature=sampling.temperature,
@@ -278,6 +282,7 @@ def to_loaded(heartbeats: Iterable[Heartbeat]) -> list[Loaded]:
 
 def to_served_model(listed: Listed) -> inference_pb2.ServedModel:
     """A line of ListModels."""
+    facts = listed.facts or TaskFacts(tasks=())
     return inference_pb2.ServedModel(
         model=listed.model,
         artifact_digest=listed.artifact_digest,
@@ -286,4 +291,8 @@ def to_served_model(listed: Listed) -> inference_pb2.ServedModel:
         vocab_size=listed.vocab_size,
         ready_workers=listed.ready_workers,
         error=None if listed.error is None else to_status(listed.error),
+        tasks=facts.tasks,
+        labels=facts.labels if {"classify", "tag"} & set(facts.tasks) else (),
+        embedding_dimensions=facts.embedding_dimensions if "embed" in facts.tasks else 0,
+        prompt_names=sorted(facts.prompts),
     )

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from treadle.errors import DeadlineExceeded
+from treadle_gateway.config import GatewayConfig
 
 T = TypeVar("T")
 
@@ -67,6 +68,13 @@ class Deadline:
             if scope.expired():
                 raise out_of_time() from error
             raise
+
+
+def request_deadline(timeout_s: float | None, remaining_s: float | None, limits: GatewayConfig) -> Deadline:
+    """A new request's: the earliest of its timeout, its call's own deadline and the gateway's limit."""
+    unset = timeout_s is None and remaining_s is None
+    longest_s = limits.default_timeout_s if unset else limits.max_timeout_s
+    return Deadline.earliest(timeout_s, remaining_s, longest_s)
 
 
 def out_of_time() -> DeadlineExceeded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
-from treadle_gateway.clients import GenerationDefaults
+from treadle_gateway.artifact import GenerationDefaults
 from treadle_gateway.generation import Generation, Priority, Sampling, Stopping
 from treadle_gateway.models import ServedModel
 

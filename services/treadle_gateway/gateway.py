@@ -24,6 +24,7 @@ from treadle_gateway.background import BackgroundTasks
 from treadle_gateway.clients import GrpcRegistry, GrpcTokenizer, is_serving
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.convert import to_loaded
+from treadle_gateway.hold import Queue
 from treadle_gateway.inference import Inference
 from treadle_gateway.listing import Aliases
 from treadle_gateway.log_follower import BLOCK_S, LogFollower
@@ -31,8 +32,9 @@ from treadle_gateway.metrics import GatewayMetrics
 from treadle_gateway.models import ArtifactCache, Loaded, Models
 from treadle_gateway.preparation import Preparation
 from treadle_gateway.readiness import Readiness, redis_answers
-from treadle_gateway.run import Queue
 from treadle_gateway.servicer import SERVICE, InferenceServicer, add_to_server
+from treadle_gateway.tasks.preparation import TaskPreparation
+from treadle_gateway.tasks.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
@@ -88,24 +90,22 @@ async def running_gateway(
         admission = Admission(config.max_concurrent_requests)
         metrics = GatewayMetrics(telemetry.registry)
         metrics.held.set_function(lambda: admission.held)
+        queue = Queue(redis, follower, background, gateway_id, lane_limit=config.lane_limit)
+        texts = GrpcTokenizer(tokenizer)
         inference = Inference(
             config,
-            Queue(redis, follower, background, gateway_id, lane_limit=config.lane_limit),
-            Preparation(
-                models,
-                GrpcTokenizer(tokenizer),
-                gateway_id,
-                tokenizer_timeout_s=config.tokenizer_timeout_s,
-            ),
+            queue,
+            Preparation(models, texts, gateway_id, tokenizer_timeout_s=config.tokenizer_timeout_s),
             models,
             Aliases(GrpcRegistry(registry), timeout_s=config.registry_timeout_s, watched=lambda: watch.known),
             admission,
             metrics,
         )
+        tasks = Tasks(config, queue, TaskPreparation(models, texts, config), admission, metrics)
         server = RpcServer(
             config.address, security=security or config.transport.server(), telemetry=telemetry
         )
-        servicer = InferenceServicer(inference, max_batch_in_flight=config.max_batch_in_flight)
+        servicer = InferenceServicer(inference, tasks, max_batch_in_flight=config.max_batch_in_flight)
         server.add(add_to_server, servicer, SERVICE)
         await server.start()
         follower.start()

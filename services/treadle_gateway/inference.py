@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from treadle.errors import Cancelled, TreadleError
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
+from treadle_gateway.addressing import check_names
 from treadle_gateway.admission import Admission
 from treadle_gateway.attachment import Attachment
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.convert import to_status
 from treadle_gateway.cursor import Cursor
-from treadle_gateway.deadlines import Deadline
+from treadle_gateway.deadlines import Deadline, request_deadline
 from treadle_gateway.generation import DEFAULT_TENANT, Generation
+from treadle_gateway.hold import Queue
 from treadle_gateway.listing import Aliases, Listed, list_served, page
 from treadle_gateway.lookup import log_state
 from treadle_gateway.metrics import GatewayMetrics
 from treadle_gateway.models import Models
-from treadle_gateway.observation import Observation
+from treadle_gateway.observation import GenerationObservation
 from treadle_gateway.preparation import Preparation
-from treadle_gateway.run import Queue, Run
-from treadle_gateway.validation import Violations, check_names, validate
+from treadle_gateway.run import Run
+from treadle_gateway.validation import validate
+from treadle_gateway.violations import Violations
 
 
 class Inference:
@@ -70,19 +74,13 @@ class Inference:
                 self._preparation,
                 generation,
                 RequestKeys(generation.tenant, request_id),
-                self._deadline(generation.timeout_s, remaining_s),
+                request_deadline(generation.timeout_s, remaining_s, self._config),
                 slot,
-                Observation(self._metrics, generation, request_id),
+                GenerationObservation(self._metrics, generation, request_id),
             )
         except BaseException:
             slot.release()
             raise
-
-    def _deadline(self, timeout_s: float | None, remaining_s: float | None) -> Deadline:
-        limits = self._config
-        unset = timeout_s is None and remaining_s is None
-        longest_s = limits.default_timeout_s if unset else limits.max_timeout_s
-        return Deadline.earliest(timeout_s, remaining_s, longest_s)
 
     def attach(self, tenant: str, request_id: str, cursor: str, remaining_s: float | None) -> Attachment:
         """Follows a request again, after a cursor; raises ResourceExhausted and InvalidArgument."""
@@ -105,7 +103,10 @@ class Inference:
         """A page of what is served now, and the token of the next one ("": none)."""
         loaded = await self._models.loaded()
         aliases = await self._aliases.read(loaded)
-        return page(list_served(loaded, aliases), page_size, page_token)
+        lines, token = page(list_served(loaded, aliases), page_size, page_token)
+        known = await self._models.artifacts(line.artifact_digest for line in lines)
+        facts = {digest: artifact.facts for digest, artifact in known.items()}
+        return [replace(line, facts=facts.get(line.artifact_digest)) for line in lines], token
 
 
 def _named(tenant: str, request_id: str) -> RequestKeys:

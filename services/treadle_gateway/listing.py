@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from treadle.deployments import KnownModels
 from treadle.errors import TreadleError, invalid_field
+from treadle_gateway.artifact import TaskFacts
 from treadle_gateway.clients import Registry
 from treadle_gateway.models import ARTIFACT_FRESH_S, Loaded
 
@@ -33,6 +34,8 @@ class Listed:
     ready_workers: int
     error: TreadleError | None = None
     """Where none is ready: why it could not be loaded."""
+    facts: TaskFacts | None = None
+    """What can be asked of it; None: the registry has not said."""
 
 
 class Aliases:

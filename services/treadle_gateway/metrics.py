@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _FIRST_TOKEN = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TASK = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _BETWEEN_TOKENS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 15.0)
 _WHOLE = (0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 240.0, 600.0, 1800.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
@@ -50,6 +51,23 @@ class GatewayMetrics:
             "Requests that ended without a complete answer, by the status' reason.",
             "model_name",
             "reason",
+        )
+        self.task_requests = counter("task_requests", "Tasks whose answer is complete.", "model_name", "task")
+        self.task_inputs = counter(
+            "task_inputs",
+            "Texts, pairs and continuations of the tasks that were queued.",
+            "model_name",
+            "task",
+        )
+        self.task_prompt_tokens = counter(
+            "task_prompt_tokens", "Tokens of them, as they were queued.", "model_name", "task"
+        )
+        self.task_latency = Histogram(
+            "treadle:task_latency_seconds",
+            "From a task's arrival to its answer.",
+            ["model_name", "task"],
+            buckets=_TASK,
+            registry=registry,
         )
         self.resumes = counter(
             "request_resumes", "Answers that a client picked up again: Attach, and a retry of a request."

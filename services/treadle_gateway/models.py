@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from treadle.deployments import KnownModels, ServingConfiguration, Target
@@ -26,7 +26,8 @@ from treadle.errors import (
     invalid_field,
 )
 from treadle.models.remembered import RememberedNames
-from treadle_gateway.clients import Artifact, Registry
+from treadle_gateway.artifact import Artifact
+from treadle_gateway.clients import Registry
 from treadle_gateway.routing import routes
 
 ARTIFACT_FRESH_S = 2.0
@@ -187,6 +188,25 @@ class Models:
             if len(targets) == 1:
                 raise
             return None
+
+    async def of(self, artifact_digest: str, profile: str) -> ServedModel:
+        """An artifact as a profile of it serves it, or did: what a result that is there was computed with."""
+        artifact = await self._artifacts.resolve(artifact_digest)
+        having = [one for one in await self.loaded() if one.profile == profile and one.serves(artifact)]
+        if having:
+            return _served(artifact, having)
+        return ServedModel(artifact, profile, artifact.context_length, artifact.vocab_size, 0)
+
+    async def artifacts(self, digests: Iterable[str]) -> dict[str, Artifact]:
+        """What is known of these artifacts; what cannot be known is left out."""
+        wanted = list(dict.fromkeys(digests))
+        found = await asyncio.gather(*map(self._known_artifact, wanted))
+        return {digest: one for digest, one in zip(wanted, found, strict=True) if one is not None}
+
+    async def _known_artifact(self, digest: str) -> Artifact | None:
+        with contextlib.suppress(TreadleError):
+            return await self._artifacts.resolve(digest)
+        return None
 
     async def is_ready(self, model: ServedModel) -> bool:
         """Whether anybody has the model ready still."""

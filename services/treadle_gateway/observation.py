@@ -16,16 +16,16 @@ from treadle_gateway.token_stream import Chunk
 class Observation:
     """Told of what happens to a request; counts and traces, and does nothing else."""
 
-    def __init__(self, metrics: GatewayMetrics, generation: Generation, request_id: str) -> None:
+    def __init__(self, metrics: GatewayMetrics, operation: str, model: str, request_id: str) -> None:
+        """`operation` is what is asked of the model, in OpenTelemetry's words."""
         self._metrics = metrics
-        self._generation = generation
+        self._operation = operation
+        self._asked_model = model
         self._request_id = request_id
         self._arrived = time.monotonic()
-        self._last = 0.0
-        """When the last token came; 0: none has."""
         self._model = ""
+        """The model's name, once it is known that there is one."""
         self._joined = False
-        self._finished: Finished | None = None
         self.span: Span = NO_SPAN
         """Of this request; the call's own may hold many, in a batch."""
 
@@ -34,14 +34,12 @@ class Observation:
         parent = current_span()
         if not parent.recording:
             return
-        generation = self._generation
-        operation = "chat" if isinstance(generation.prompt, ChatPrompt) else "text_completion"
         self.span = parent.child(
-            f"{operation} {generation.model}",
+            f"{self._operation} {self._asked_model}",
             attributes={
-                "gen_ai.operation.name": operation,
+                "gen_ai.operation.name": self._operation,
                 "gen_ai.provider.name": "treadle",
-                "gen_ai.request.model": generation.model,
+                "gen_ai.request.model": self._asked_model,
                 "gen_ai.response.id": self._request_id,
             },
         )
@@ -49,14 +47,43 @@ class Observation:
     def prepared(self, entry: LaneEntry | None) -> None:
         """The request can be queued; None: it was queued before, and only its answer is wanted."""
         # Its model is known: nothing gets this far without.
-        self._model = self._generation.model
+        self._model = self._asked_model
         if entry is None:
             self._joined = True
             self._metrics.resumes.inc()
             self.span.event("joined")
             return
-        self._metrics.prompt_tokens.labels(self._model).observe(len(entry.prompt_token_ids))
+        self._taken_in(entry)
         self.span.event("queued")
+
+    def end(self, error: TreadleError) -> None:
+        """Nobody waits any more; `error` is why, unless the answer is complete."""
+        if self._answered():
+            self.span.end()
+        else:
+            self._metrics.failure.labels(self._model, error.reason).inc()
+            self.span.end(error)
+
+    def _taken_in(self, entry: LaneEntry) -> None:
+        """Counts what is queued."""
+
+    def _answered(self) -> bool:
+        """Counts a complete answer; False where there is none."""
+        raise NotImplementedError
+
+
+class GenerationObservation(Observation):
+    """Of a generation, whose answer comes in pieces."""
+
+    def __init__(self, metrics: GatewayMetrics, generation: Generation, request_id: str) -> None:
+        operation = "chat" if isinstance(generation.prompt, ChatPrompt) else "text_completion"
+        super().__init__(metrics, operation, generation.model, request_id)
+        self._last = 0.0
+        """When the last token came; 0: none has."""
+        self._finished: Finished | None = None
+
+    def _taken_in(self, entry: LaneEntry) -> None:
+        self._metrics.prompt_tokens.labels(self._model).observe(len(entry.prompt_token_ids))
 
     def chunk(self, chunk: Chunk) -> None:
         """A piece of the answer is there for the client."""
@@ -71,16 +98,10 @@ class Observation:
                 self.span.event("first_token")
             self._last = now
 
-    def end(self, error: TreadleError) -> None:
-        """Nobody waits any more; `error` is why, unless the answer is complete."""
-        if self._finished is not None:
-            self._complete(self._finished)
-            self.span.end()
-        else:
-            self._metrics.failure.labels(self._model, error.reason).inc()
-            self.span.end(error)
-
-    def _complete(self, finished: Finished) -> None:
+    def _answered(self) -> bool:
+        finished = self._finished
+        if finished is None:
+            return False
         ended_by = {choice.finish_reason for choice in finished.choices}
         reasons = {"length" if reason == FINISH_REASON_LENGTH else "stop" for reason in ended_by}
         if not self._joined:
@@ -97,3 +118,4 @@ class Observation:
                     "gen_ai.response.finish_reasons": sorted(reasons),
                 }
             )
+        return True

@@ -55,6 +55,7 @@ class Preparation:
         assert generation.prompt is not None, "validate refuses a request without a prompt"
         finding = self._models.find(generation.model, generation.profile, request.request_id)
         model = await deadline.bound(finding)
+        bounds.check_task("generate", model, "generation.model")
         bounds.check_ids(generation, model)
         ids = await tokenize(
             self._tokenizer, generation.prompt, model, deadline, timeout_s=self._tokenizer_timeout_s

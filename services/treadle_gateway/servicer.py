@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import grpc
 
 from treadle.api.inference.v1 import generation_pb2, inference_pb2_grpc
 from treadle.api.inference.v1 import inference_pb2 as pb
-from treadle.errors import TreadleError, Unimplemented
-from treadle.rpc.decoding import Refused, decode
+from treadle.errors import TreadleError
 from treadle.security import current_principal
 from treadle_gateway.batch import Batch
+from treadle_gateway.calls import Context, when_over
 from treadle_gateway.convert import ResponseBuilder, to_chunk, to_generation, to_served_model, to_status
 from treadle_gateway.generation import DEFAULT_TENANT, Generation
 from treadle_gateway.inference import Inference
 from treadle_gateway.run import Run
+from treadle_gateway.stream_items import Undecodable, decoded, item_decoder
+from treadle_gateway.tasks.methods import TaskMethods
+from treadle_gateway.tasks.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
+class InferenceServicer(TaskMethods, inference_pb2_grpc.InferenceServiceServicer):
+    """Serves InferenceService."""
 
-class Undecodable:
-    """Stands in a batch for a message that is none: that is the end of the item, and not of the call."""
-
-    def __init__(self, error: TreadleError) -> None:
-        self.error = error
-
-
-class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Serves InferenceService; the encoder tasks answer UNIMPLEMENTED."""
-
-    def __init__(self, inference: Inference, *, max_batch_in_flight: int) -> None:
+    def __init__(self, inference: Inference, tasks: Tasks, *, max_batch_in_flight: int) -> None:
+        super().__init__(tasks, max_batch_in_flight=max_batch_in_flight)
         self._inference = inference
         self._max_batch_in_flight = max_batch_in_flight
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         """The whole answer at once."""
         run = self._inference.run(_own(request.generation), context.time_remaining())
-        _when_over(context, run.leave)
+        when_over(context, run.leave)
         return await _collect(run)
 
     async def GenerateStream(  # noqa: N802
@@ -52,7 +46,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """The answer chunk by chunk."""
         run = self._inference.run(_own(request.generation), context.time_remaining())
-        _when_over(context, run.leave)
+        when_over(context, run.leave)
         async for chunk in run.chunks():
             yield pb.GenerateStreamResponse(chunk=to_chunk(chunk, run.request))
 
@@ -63,7 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         attachment = self._inference.attach(
             _tenant(request), request.request_id, request.cursor, context.time_remaining()
         )
-        _when_over(context, attachment.leave)
+        when_over(context, attachment.leave)
         async for chunk in attachment.chunks():
             yield pb.AttachResponse(chunk=to_chunk(chunk, attachment.request))
 
@@ -77,7 +71,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Answers as they are ready."""
         answer = partial(self._answer_item, context)
         batch = Batch(aiter(request_iterator), answer, limit=self._max_batch_in_flight)
-        _when_over(context, batch.close)
+        when_over(context, batch.close)
         async for response in batch.answers():
             yield response
 
@@ -87,7 +81,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """An item's answer; whatever is wrong with it is wrong with it alone."""
         request_id = "" if isinstance(item, Undecodable) else item.generation.request_id
         try:
-            run = self._inference.run(_own(_decoded(item).generation), context.time_remaining())
+            run = self._inference.run(_own(decoded(item).generation), context.time_remaining())
             request_id = run.request.request_id
             return pb.BatchGenerateResponse(request_id=request_id, index=index, response=await _collect(run))
         except Exception as error:
@@ -95,40 +89,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 logger.exception("an item of a batch failed", extra={"request_id": request_id})
             return pb.BatchGenerateResponse(request_id=request_id, index=index, error=to_status(error))
 
-    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
-        """Not served yet."""
-        raise _unserved("Embed")
-
-    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
-        """Not served yet."""
-        raise _unserved("Classify")
-
-    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
-        """Not served yet."""
-        raise _unserved("Score")
-
-    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResponse:  # noqa: N802
-        """Not served yet."""
-        raise _unserved("Rerank")
-
-    async def Tag(self, request: pb.TagRequest, context: Context) -> pb.TagResponse:  # noqa: N802
-        """Not served yet."""
-        raise _unserved("Tag")
-
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
         """What can be asked for now."""
         lines, token = await self._inference.list_models(request.page_size, request.page_token)
         return pb.ListModelsResponse(models=map(to_served_model, lines), next_page_token=token)
-
-
-def _when_over(context: Context, leave: Callable[[], None]) -> None:
-    """Calls `leave` when the call is over: a handler that waits for a slow client is not told of its end."""
-
-    def done(_: object) -> None:
-        leave()
-
-    callback: Any = done
-    context.add_done_callback(callback)
 
 
 def _own(message: generation_pb2.Generation) -> Generation:
@@ -140,10 +104,6 @@ def _tenant(request: pb.AttachRequest | pb.CancelRequest) -> str:
     return current_principal().tenant_for(request.tenant, default=DEFAULT_TENANT)
 
 
-def _unserved(method: str) -> Unimplemented:
-    return Unimplemented(f"{method} is in the contract, but the suite has no code for it yet")
-
-
 async def _collect(run: Run) -> pb.GenerateResponse:
     builder = ResponseBuilder()
     async for chunk in run.chunks():
@@ -151,24 +111,13 @@ async def _collect(run: Run) -> pb.GenerateResponse:
     return builder.build()
 
 
-def _decoded(item: pb.BatchGenerateRequest | Undecodable) -> pb.BatchGenerateRequest:
-    if isinstance(item, Undecodable):
-        raise item.error
-    return item
-
-
-def _decode_item(data: bytes) -> pb.BatchGenerateRequest | Undecodable:
-    item: pb.BatchGenerateRequest | Refused = decode(pb.BatchGenerateRequest.FromString, data)
-    return Undecodable(item.error) if isinstance(item, Refused) else item
-
-
 def add_to_server(servicer: InferenceServicer, server: grpc.aio.Server) -> None:
-    """Adds the service; a batch's undecodable item must reach its handler, not end the whole call."""
+    """Adds the service; an undecodable item of a stream must reach its handler, not end the whole call."""
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(servicer, server)
     batch = grpc.stream_stream_rpc_method_handler(
         servicer.BatchGenerate,
-        request_deserializer=_decode_item,
+        request_deserializer=item_decoder(pb.BatchGenerateRequest),
         response_serializer=pb.BatchGenerateResponse.SerializeToString,
     )
     # The later registration of a method takes the earlier one's place.
-    server.add_registered_method_handlers(SERVICE, {"BatchGenerate": batch})
+    server.add_registered_method_handlers(SERVICE, {"BatchGenerate": batch, **servicer.stream_handlers()})

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from google.rpc.status_pb2 import Status
 
 from treadle.api.inference.v1.generation_pb2 import Finished, Started, TokenDelta
-from treadle.errors import DataLoss
+from treadle.api.worker.v1.queue_pb2 import Terminal
+from treadle.errors import DataLoss, FailedPrecondition
 from treadle.queue.log import LogEntry
 from treadle_gateway.cursor import Cursor
 from treadle_gateway.deadlines import Deadline, out_of_time
@@ -46,7 +47,8 @@ class TokenStream:
         """Entries that said again what had been said, and were dropped."""
 
     def accept(self, entries: Iterable[LogEntry]) -> list[Chunk | Failed]:
-        """The chunks of the next entries; raises DataLoss (TOKENS_MISSING) at a gap."""
+        """The chunks of the next entries; raises DataLoss (TOKENS_MISSING) at a gap, and
+        FailedPrecondition (TASK_HAS_NO_STREAM) where it is a task's log."""
         chunks: list[Chunk | Failed] = []
         for id_, entry in entries:
             if id_ <= self._cursor.last:
@@ -59,16 +61,25 @@ class TokenStream:
                 case "tokens":
                     chunks += self._append(entry.tokens)
                 case "terminal":
-                    terminal = entry.terminal
-                    ended_well = terminal.WhichOneof("outcome") == "finished"
-                    chunks.append(
-                        Chunk(self._cursor, terminal.finished) if ended_well else Failed(terminal.error)
-                    )
+                    chunks.append(self._end(entry.terminal))
                     break
                 case _:
                     # "queued" and "fence" are between gateway and workers.
                     continue
         return chunks
+
+    def _end(self, terminal: Terminal) -> Chunk | Failed:
+        match terminal.WhichOneof("outcome"):
+            case "finished":
+                return Chunk(self._cursor, terminal.finished)
+            case "task_result":
+                raise FailedPrecondition(
+                    "the request is a task, whose answer comes whole; call its method again with this "
+                    "request_id and the same payload",
+                    reason="TASK_HAS_NO_STREAM",
+                )
+            case _:
+                return Failed(terminal.error)
 
     def _begin(self, started: Started) -> list[Chunk | Failed]:
         if self._started:

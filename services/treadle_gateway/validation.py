@@ -1,69 +1,29 @@
-"""Everything about a generation that can be judged without knowing its model.
-
-All that is wrong is said at once: one InvalidArgument with up to MAX_VIOLATIONS fields, each with its bound
-and the way out.
-"""
+"""Everything about a generation that can be judged without knowing its model."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 
-from treadle.errors import FieldViolation, InvalidArgument, Unimplemented
+from treadle_gateway.addressing import MAX_NAME, check_addressed, refuse, refuse_adapter
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.generation import (
     ChatPrompt,
     DisconnectMode,
     Generation,
     Output,
-    Priority,
     Prompt,
     Sampling,
     Stopping,
     TextPrompt,
     TokenPrompt,
 )
+from treadle_gateway.violations import Violations, shown
 
-MAX_VIOLATIONS = 16
 MAX_SEED = 2**64 - 1
 MAX_PENALTY = 100.0
 """Bound of the penalties: beyond it the logits would leave the range in which they mean anything."""
-MAX_NAME = 256
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_SHOWN = 64
-
-
-class Violations:
-    """Collects what is wrong, field by field."""
-
-    def __init__(self) -> None:
-        self._found: list[FieldViolation] = []
-
-    def add(self, field: str, description: str) -> None:
-        """One more field that is wrong; beyond MAX_VIOLATIONS they are dropped."""
-        if len(self._found) < MAX_VIOLATIONS:
-            self._found.append(FieldViolation(field, description))
-
-    def require(self, good: bool, field: str, description: str) -> None:
-        """Adds the field unless `good`."""
-        if not good:
-            self.add(field, description)
-
-    @property
-    def full(self) -> bool:
-        """True when no more are kept."""
-        return len(self._found) >= MAX_VIOLATIONS
-
-    def check(self) -> None:
-        """Raises InvalidArgument with all that was found."""
-        if self._found:
-            first, more = self._found[0], len(self._found) - 1
-            rest = f" (and {more} more)" if more else ""
-            raise InvalidArgument(f"{first.field}: {first.description}{rest}", fields=self._found)
 
 
 def validate(generation: Generation, limits: GatewayConfig) -> None:
@@ -72,67 +32,14 @@ def validate(generation: Generation, limits: GatewayConfig) -> None:
     Raises InvalidArgument, or Unimplemented for what the contract has and no code serves yet.
     """
     found = Violations()
-    check_names(found, generation.request_id, generation.tenant, prefix="generation.")
-    _check_model(found, generation)
+    check_addressed(found, generation, limits, prefix="generation.")
     _check_prompt(found, generation.prompt, limits)
     _check_sampling(found, generation.sampling, limits)
     _check_stopping(found, generation.stopping, limits)
     _check_output(found, generation.output, limits)
     _check_disconnect(found, generation, limits)
-    timeout_s = generation.timeout_s
-    found.require(
-        timeout_s is None or 0 < timeout_s <= limits.max_timeout_s,
-        "generation.timeout",
-        f"must be over 0 and at most {limits.max_timeout_s:g} s; got {timeout_s} s. "
-        "Leave it unset for the gateway's default",
-    )
     found.check()
     _refuse_unimplemented(generation)
-
-
-def check_names(
-    found: Violations, request_id: str, tenant: str, *, prefix: str = "", required: bool = False
-) -> None:
-    """Checks a request's id and tenant, which become parts of keys."""
-    found.require(
-        bool(_REQUEST_ID.fullmatch(request_id)) or (not request_id and not required),
-        f"{prefix}request_id",
-        f"must be 1 to 128 of [A-Za-z0-9._:-]; got {shown(request_id)}"
-        + ("" if required else ". Leave it empty to have one chosen"),
-    )
-    found.require(
-        not tenant or bool(_TENANT.fullmatch(tenant)),
-        f"{prefix}tenant",
-        f"must be 1 to 64 of [A-Za-z0-9._-]; got {shown(tenant)}. Leave it empty for the default tenant",
-    )
-
-
-def shown(value: str) -> str:
-    """The start of a client's string, safe to quote in an error."""
-    return repr(value[:_SHOWN]) + ("…" if len(value) > _SHOWN else "")
-
-
-def _check_model(found: Violations, generation: Generation) -> None:
-    for field, value in (
-        ("model", generation.model),
-        ("profile", generation.profile),
-        ("adapter", generation.adapter),
-    ):
-        found.require(
-            len(value) <= MAX_NAME and value.isprintable(),
-            f"generation.{field}",
-            f"must be at most {MAX_NAME} printable characters; got {shown(value)}",
-        )
-    found.require(
-        bool(generation.model),
-        "generation.model",
-        'must name a model: an alias, or an artifact digest ("sha256:…"). ListModels lists what is served',
-    )
-    found.require(
-        generation.priority in list(Priority),
-        "generation.priority",
-        f"{generation.priority} is no Priority; use LOW (1), NORMAL (2), HIGH (3) or leave it unset",
-    )
 
 
 def _check_prompt(found: Violations, prompt: Prompt | None, limits: GatewayConfig) -> None:
@@ -318,11 +225,6 @@ def _check_disconnect(found: Violations, generation: Generation, limits: Gateway
 
 
 def _refuse_unimplemented(generation: Generation) -> None:
-    if generation.adapter:
-        _refuse("generation.adapter", "adapters are not served yet; leave it empty")
+    refuse_adapter(generation, prefix="generation.")
     if generation.sampling.n not in (None, 1):
-        _refuse("generation.sampling.n", "more than one choice is not served yet; send n requests")
-
-
-def _refuse(field: str, description: str) -> None:
-    raise Unimplemented(f"{field}: {description}", fields=[FieldViolation(field, description)])
+        refuse("generation.sampling.n", "more than one choice is not served yet; send n requests")

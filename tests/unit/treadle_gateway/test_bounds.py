@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from treadle.errors import FailedPrecondition, InvalidArgument
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.bounds import check_ids, check_lengths
-from treadle_gateway.clients import Artifact, GenerationDefaults
 from treadle_gateway.generation import ChatPrompt, Generation, Sampling, Stopping, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
 

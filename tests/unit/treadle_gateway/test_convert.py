@@ -7,7 +7,7 @@ import pytest
 from treadle.api.inference.v1 import generation_pb2
 from treadle.api.worker.v1.queue_pb2 import LaneEntry
 from treadle.queue.keys import RequestKeys
-from treadle_gateway.clients import Artifact, GenerationDefaults
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.convert import to_generation, to_lane_entry
 from treadle_gateway.defaults import complete
 from treadle_gateway.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt

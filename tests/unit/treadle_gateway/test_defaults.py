@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treadle_gateway.clients import Artifact, GenerationDefaults
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.defaults import complete
 from treadle_gateway.generation import Generation, Priority, Sampling, Stopping
 from treadle_gateway.models import ServedModel

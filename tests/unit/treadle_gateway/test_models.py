@@ -9,7 +9,7 @@ import pytest
 
 from treadle.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable, invalid_field
 from treadle_gateway import models
-from treadle_gateway.clients import Artifact, GenerationDefaults
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.models import ArtifactCache, Loaded, Models
 
 ARTIFACT = Artifact("sha256:a", "sha256:c", "sha256:t", 100, 64, GenerationDefaults())

@@ -19,7 +19,7 @@ from treadle_gateway.cursor import Cursor
 from treadle_gateway.disconnects import client_gone
 from treadle_gateway.generation import ChatMessage, ChatPrompt, Generation, TextPrompt
 from treadle_gateway.metrics import GatewayMetrics
-from treadle_gateway.observation import Observation
+from treadle_gateway.observation import GenerationObservation
 from treadle_gateway.token_stream import Body, Chunk
 
 SECRET = "nobody may read this"
@@ -70,10 +70,10 @@ def value(registry: CollectorRegistry) -> Callable[..., float]:
 
 
 @pytest.fixture
-def observe(clock: Clock, metrics: GatewayMetrics) -> Callable[..., Observation]:
-    def observe(**fields) -> Observation:
+def observe(clock: Clock, metrics: GatewayMetrics) -> Callable[..., GenerationObservation]:
+    def observe(**fields) -> GenerationObservation:
         asked = Generation(**{"model": "tiny", "prompt": TextPrompt(SECRET)} | fields)
-        return Observation(metrics, asked, "r1")
+        return GenerationObservation(metrics, asked, "r1")
 
     return observe
 

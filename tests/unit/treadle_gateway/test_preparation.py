@@ -8,8 +8,9 @@ import pytest
 
 from treadle.errors import Unavailable
 from treadle.queue.keys import RequestKeys
-from treadle_gateway.clients import Artifact, GenerationDefaults, Tokenized
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.deadlines import Deadline
+from treadle_gateway.encoded import Tokenized
 from treadle_gateway.generation import Generation, TextPrompt
 from treadle_gateway.models import ServedModel
 from treadle_gateway.preparation import Preparation

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from treadle.errors import DeadlineExceeded, FailedPrecondition, FieldViolation, InvalidArgument, Unavailable
-from treadle_gateway.clients import Artifact, GenerationDefaults, Tokenized
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.deadlines import Deadline
+from treadle_gateway.encoded import Tokenized
 from treadle_gateway.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from treadle_gateway.models import ServedModel
 from treadle_gateway.prompts import tokenize

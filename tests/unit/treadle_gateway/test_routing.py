@@ -10,7 +10,7 @@ import pytest
 
 from treadle.deployments import Deployment, KnownModels, ServingConfiguration, Target
 from treadle.errors import Unavailable
-from treadle_gateway.clients import Artifact, GenerationDefaults
+from treadle_gateway.artifact import Artifact, GenerationDefaults
 from treadle_gateway.models import ArtifactCache, Loaded, Models
 from treadle_gateway.routing import drawn, routes
 

@@ -21,7 +21,8 @@ from treadle_gateway.generation import (
     TextPrompt,
     TokenPrompt,
 )
-from treadle_gateway.validation import MAX_VIOLATIONS, validate
+from treadle_gateway.validation import validate
+from treadle_gateway.violations import MAX_VIOLATIONS
 
 LIMITS = GatewayConfig(max_prompt_bytes=1000)
 GOOD = Generation(model="tiny", tenant="default", prompt=TextPrompt("Hello"))

@@ -1,0 +1,1 @@
+"""What can be asked about texts that are there whole: embed, classify, tag, rerank, score."""

@@ -1,0 +1,56 @@
+"""Texts to embed, each behind the prompt that the model's folder puts before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from treadle.errors import invalid_field
+from treadle_gateway.encoded import EncodedText, EncodeOptions
+from treadle_gateway.tasks.texts import SHORTEN_OR_TRUNCATE, TextEncoder
+from treadle_gateway.tasks.work import WorkInput
+
+
+async def encode_prompted(
+    encoder: TextEncoder,
+    prompt: str,
+    texts: Sequence[str],
+    fields: Sequence[str],
+    *,
+    truncate: bool,
+    way_out: str = SHORTEN_OR_TRUNCATE,
+) -> list[WorkInput]:
+    """The texts as a worker gets them; where the folder says so, the prompt's own tokens are not pooled.
+
+    `fields` names each text as the client knows it, and `way_out` says what to do with one that is too long.
+    """
+    skips = encoder.model.artifact.facts.skip_prompt and bool(prompt)
+    asked: list[tuple[str, str | None]] = [(prompt + text, None) for text in texts]
+    if skips:
+        # Stripped, as sentence-transformers strips every text.
+        asked.append((prompt.strip(), None))
+
+    def field(theirs: str) -> str:
+        found = re.match(r"inputs\[(\d+)\]", theirs)
+        return fields[min(int(found[1]), len(fields) - 1)] if found else fields[0].partition("[")[0]
+
+    options = EncodeOptions(encoder.cut(truncate), special_tokens=skips)
+    encoded = list(await encoder.encode(asked, options, field))
+    first = _length(encoded.pop()) if skips else 0
+    inputs = []
+    for name, one in zip(fields, encoded, strict=True):
+        inputs.append(encoder.work_input(name, one, first=first, way_out=way_out))
+        if first >= len(one.ids):
+            description = (
+                f"the prompt before it takes all of its {len(one.ids)} tokens; choose another prompt"
+            )
+            raise invalid_field(name, description)
+    return inputs
+
+
+def _length(prompt: EncodedText) -> int:
+    """The tokens that a prompt puts before a text, the special ones at its beginning included.
+
+    As sentence-transformers counts them: those of the prompt alone, but for a special one at its end.
+    """
+    return len(prompt.ids) - (1 if len(prompt.special) and prompt.special[-1] else 0)
