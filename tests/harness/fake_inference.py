@@ -66,7 +66,6 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """The inputs of each request that was asked."""
     num_calls: int = 0
     num_answered: int = 0
-    most_waiting: int = 0
 
     def _check(self, task: str, request: Any, texts: list[str]) -> dict[str, str]:
         self.computed[request.context.request_id] += 1
