@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from treadle.cli.config import CliConfig
-from treadle.client.async_client import DEFAULT_ADDRESS
+from treadle.client.inference_connection import DEFAULT_ADDRESS
 from treadle.client.registry_connection import DEFAULT_REGISTRY_ADDRESS
 from treadle.local import Home, LocalConfig
 from treadle.security import Credentials, TransportConfig

@@ -10,11 +10,16 @@ import typer
 from treadle import __version__
 from treadle.cli import keys, models
 from treadle.cli.chat import chat
+from treadle.cli.classify import classify
 from treadle.cli.console import show_error, tolerate_any_text
 from treadle.cli.demo import demo
+from treadle.cli.embed import embed
 from treadle.cli.generate import generate
 from treadle.cli.help import add_command
+from treadle.cli.rerank import rerank
+from treadle.cli.score import score
 from treadle.cli.status import status
+from treadle.cli.tag import tag
 from treadle.cli.up import up
 from treadle.errors import FailedPrecondition, TreadleError
 
@@ -64,6 +69,8 @@ def build_app() -> typer.Typer:
     add_command(app, status)
     add_command(app, chat)
     add_command(app, generate)
+    for command in (embed, classify, tag, rerank, score):
+        add_command(app, command)
     app.add_typer(models.build_app(), name="models")
     app.add_typer(keys.build_app(), name="keys")
     return app

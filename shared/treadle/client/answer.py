@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from treadle.errors import TreadleError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +91,17 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchItem:
-    """The outcome of one request of a batch: an answer or an error."""
+class BatchItem(Generic[T]):
+    """The outcome of one request of a batch or a stream: an answer or an error."""
 
     index: int
     """The request's place in the batch, from 0."""
     request_id: str
-    answer: Answer | None
+    """Empty: it could not be sent."""
+    answer: T | None
     error: TreadleError | None
 
-    def result(self) -> Answer:
+    def result(self) -> T:
         """The answer; raises the item's error."""
         if self.error is not None:
             raise self.error
@@ -119,3 +123,11 @@ class ServedModel:
     ready_workers: int
     error: str = ""
     """Where none is ready: why it could not be loaded."""
+    tasks: tuple[str, ...] = ()
+    """What can be asked of it: "generate", "score", "embed", "classify", "tag", "rerank"."""
+    labels: tuple[str, ...] = ()
+    """Of a model that classifies or tags."""
+    embedding_dimensions: int = 0
+    """Of a model that embeds."""
+    prompt_names: tuple[str, ...] = ()
+    """Of a model that embeds: the prompts that its folder defines."""

@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar, Unpack
+from collections.abc import AsyncGenerator
+from typing import Unpack
 
 import grpc
 
-from treadle.api.inference.v1 import generation_pb2, inference_pb2, inference_pb2_grpc
+from treadle.api.inference.v1 import generation_pb2, inference_pb2
 from treadle.client.answer import Answer, BatchItem, ServedModel
-from treadle.client.batch import Batch, BatchCall, Requests
-from treadle.client.connection import Connection
+from treadle.client.batch import Batch, BatchMethod, Items
 from treadle.client.convert import answer_from_proto, generation_to_proto, served_model_from_proto
+from treadle.client.inference_connection import BATCH_S
 from treadle.client.reconnect import Reconnects
 from treadle.client.request import GenerationOptions, GenerationRequest
 from treadle.client.stream import AnswerStream, ChunkCall
+from treadle.client.task_methods import TaskMethods
 from treadle.rpc import from_rpc_error
-from treadle.security import Credentials
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 _QUICK_S = 10.0
 _BATCH_WINDOW = 256
-_BATCH_S = 86_400.0
-_T = TypeVar("_T")
 
 
-class AsyncClient(Connection):
+class AsyncClient(TaskMethods):
     """Asks a gateway. One client serves any number of requests at once.
 
     Every request carries an id, so a call that loses its connection is made again, at most `reconnects`
-    times in a row, without running twice. Every method raises TreadleError.
+    times in a row, without running twice. Every method raises TreadleError. The tasks beside generation
+    (`embed`, `classify`, `tag`, `rerank`, `score`) are TaskMethods'.
     """
-
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        model: str = "",
-        tenant: str = "",
-        timeout_s: float = 600.0,
-        reconnects: int = 6,
-        credentials: Credentials | None = None,
-    ) -> None:
-        """`model`, `tenant` and `timeout_s` hold for requests that do not say their own."""
-        super().__init__(address, credentials)
-        self._model = model
-        self._tenant = tenant
-        self._timeout_s = timeout_s
-        self._reconnects = reconnects
-
-    @property
-    def _stub(self) -> inference_pb2_grpc.InferenceServiceStub:
-        return inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def generate(self, prompt: str | None = None, **options: Unpack[GenerationOptions]) -> Answer:
         """Runs one request to its end. `options` are the fields of GenerationRequest."""
@@ -100,8 +77,8 @@ class AsyncClient(Connection):
         return response.cancelled
 
     def batch(
-        self, requests: Requests, *, window: int = _BATCH_WINDOW, timeout_s: float = _BATCH_S
-    ) -> AsyncGenerator[BatchItem, None]:
+        self, requests: Items[GenerationRequest], *, window: int = _BATCH_WINDOW, timeout_s: float = BATCH_S
+    ) -> AsyncGenerator[BatchItem[Answer], None]:
         """Runs many requests; yields each outcome when it is ready, in any order.
 
         `window` bounds the requests that wait for their answers at a time, and `timeout_s` the whole batch,
@@ -109,11 +86,13 @@ class AsyncClient(Connection):
         item has the error.
         """
 
-        def open_call(sending: AsyncIterator[inference_pb2.BatchGenerateRequest], left_s: float) -> BatchCall:
-            return self._stub.BatchGenerate(sending, timeout=left_s)
-
-        reconnects = Reconnects(self._reconnects, timeout_s)
-        return Batch(requests, self._to_proto, open_call, reconnects, window).outcomes()
+        method = BatchMethod(
+            self._batch_message,
+            lambda sending, left_s: self._stub.BatchGenerate(sending, timeout=left_s),
+            lambda received: answer_from_proto(received.response),
+            ordered=False,
+        )
+        return Batch(requests, method, Reconnects(self._reconnects, timeout_s), window).outcomes()
 
     async def models(self) -> list[ServedModel]:
         """What can be asked for now."""
@@ -130,22 +109,15 @@ class AsyncClient(Connection):
             if not token:
                 return models
 
+    def _batch_message(self, request: GenerationRequest) -> tuple[str, inference_pb2.BatchGenerateRequest]:
+        generation = self._to_proto(request)
+        return generation.request_id, inference_pb2.BatchGenerateRequest(generation=generation)
+
     def _to_proto(self, request: GenerationRequest) -> generation_pb2.Generation:
         return generation_to_proto(
             request, model=self._model, tenant=self._tenant, timeout_s=self._timeout_of(request)
         )
 
-    def _timeout_of(self, request: GenerationRequest) -> float:
-        return self._timeout_s if request.timeout_s is None else request.timeout_s
-
     def _attach_call(self, tenant: str, request_id: str, cursor: str, left_s: float) -> ChunkCall:
         message = inference_pb2.AttachRequest(tenant=tenant, request_id=request_id, cursor=cursor)
         return self._stub.Attach(message, timeout=left_s)
-
-    async def _again_when_lost(self, call: Callable[[float], Awaitable[_T]], timeout_s: float) -> _T:
-        reconnects = Reconnects(self._reconnects, timeout_s)
-        while True:
-            try:
-                return await call(reconnects.left_s())
-            except grpc.aio.AioRpcError as error:
-                await reconnects.pause(error)

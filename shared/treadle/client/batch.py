@@ -3,68 +3,128 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
+from google.rpc import status_pb2
 
-from treadle.api.inference.v1 import generation_pb2, inference_pb2
 from treadle.client.answer import BatchItem
-from treadle.client.convert import answer_from_proto
 from treadle.client.reconnect import Reconnects
-from treadle.client.request import GenerationRequest
-from treadle.errors import DataLoss, invalid_field
+from treadle.errors import DataLoss, TreadleError, invalid_field
 from treadle.rpc import from_status
+from treadle.rpc.channel import MAX_MESSAGE_BYTES
 
-BatchCall = grpc.aio.StreamStreamCall[inference_pb2.BatchGenerateRequest, inference_pb2.BatchGenerateResponse]
+RequestT = TypeVar("RequestT")
+SentT = TypeVar("SentT")
+ReceivedT = TypeVar("ReceivedT", bound="Received")
+AnswerT = TypeVar("AnswerT")
 
-Requests = Iterable[GenerationRequest] | AsyncIterable[GenerationRequest]
+Items = Iterable[RequestT] | AsyncIterable[RequestT]
 
 
-class Batch:
+class Received(Protocol):
+    """The contract's answer to one item: BatchGenerateResponse and its likes."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def error(self) -> status_pb2.Status: ...
+
+    def HasField(self, name: Any, /) -> bool: ...  # noqa: N802
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMethod(Generic[RequestT, SentT, ReceivedT, AnswerT]):
+    """How one method of the contract takes requests and gives answers."""
+
+    to_message: Callable[[RequestT], tuple[str, SentT]]
+    """The request's id and its message."""
+    open_call: Callable[[AsyncIterator[SentT], float], grpc.aio.StreamStreamCall[SentT, ReceivedT]]
+    """With what is to be sent, and the seconds that are left."""
+    to_answer: Callable[[ReceivedT], AnswerT]
+    ordered: bool
+    """Whether answers come in the order of the requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[SentT]):
+    """A request without an outcome; one that cannot be sent has its error instead of a message."""
+
+    index: int
+    message: SentT | None
+    error: TreadleError | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A call ended, well or with an error."""
+
+    error: Exception | None
+
+
+_FAILED = object()
+"""A request turned out to be one that cannot be sent."""
+
+
+class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
     """Sends requests as answers make room for them, and yields each outcome when it is ready."""
 
     def __init__(
         self,
-        requests: Requests,
-        to_proto: Callable[[GenerationRequest], generation_pb2.Generation],
-        open_call: Callable[[AsyncIterator[inference_pb2.BatchGenerateRequest], float], BatchCall],
+        requests: Items[RequestT],
+        method: BatchMethod[RequestT, SentT, ReceivedT, AnswerT],
         reconnects: Reconnects,
         window: int,
     ) -> None:
         """At most `window` requests wait for their answers at a time."""
+        if window < 1:
+            raise invalid_field("window", f"must be at least 1; got {window}")
         self._source = _iterate(requests)
-        self._to_proto = to_proto
-        self._open_call = open_call
+        self._method = method
         self._reconnects = reconnects
         self._room = asyncio.Semaphore(window)
-        self._waiting: dict[str, tuple[int, generation_pb2.Generation]] = {}
+        self._waiting: dict[str, _Waiting[SentT]] = {}
+        # No more than `window` answers lie in it: what was not taken holds its room.
+        self._events: asyncio.Queue[ReceivedT | _Ended | object] = asyncio.Queue()
+        self._num_failed = 0
         self._taken = 0
         self._exhausted = False
         self._source_error: Exception | None = None
-        self._pulling: asyncio.Task[generation_pb2.Generation | None] | None = None
+        self._pulling: asyncio.Task[tuple[str, SentT] | None] | None = None
 
-    async def outcomes(self) -> AsyncGenerator[BatchItem, None]:
-        """Each request's outcome once, in the order in which they become ready.
+    async def outcomes(self) -> AsyncGenerator[BatchItem[AnswerT], None]:
+        """Each request's outcome once, as the method orders them.
 
         Raises what the requests' iterator raised, and the error of the stream itself.
         """
         try:
             while self._waiting or not self._exhausted:
-                call = self._open_call(self._sending(), self._reconnects.left_s())
+                call = self._method.open_call(self._sending(), self._reconnects.left_s())
+                receiving = asyncio.create_task(self._receive(call))
                 try:
-                    async for response in call:
-                        self._reconnects.progress()
-                        if (item := self._take(response)) is not None:
+                    while not isinstance(event := await self._events.get(), _Ended):
+                        if event is not _FAILED:
+                            self._reconnects.progress()
+                            if (item := self._take(cast("ReceivedT", event))) is not None:
+                                yield item
+                        for item in self._failures():
                             yield item
-                except grpc.aio.AioRpcError as error:
-                    if self._source_error is None:
-                        await self._reconnects.pause(error)
-                        continue
                 finally:
                     call.cancel()
+                    receiving.cancel()
+                    await asyncio.gather(receiving, return_exceptions=True)
+                for item in self._failures():
+                    yield item
                 if self._source_error is not None:
                     raise self._source_error
-                if self._waiting or not self._exhausted:
+                if isinstance(event.error, grpc.aio.AioRpcError):
+                    await self._reconnects.pause(event.error)
+                elif event.error is not None:
+                    raise event.error
+                elif self._waiting or not self._exhausted:
                     raise DataLoss(
                         f"the stream ended with {len(self._waiting)} requests unanswered",
                         reason="STREAM_INCOMPLETE",
@@ -75,30 +135,35 @@ class Batch:
                 await asyncio.gather(self._pulling, return_exceptions=True)
             await self._source.aclose()
 
-    async def _sending(self) -> AsyncIterator[inference_pb2.BatchGenerateRequest]:
+    async def _receive(self, call: grpc.aio.StreamStreamCall[SentT, ReceivedT]) -> None:
+        try:
+            async for response in call:
+                self._events.put_nowait(response)
+        except Exception as error:
+            self._events.put_nowait(_Ended(error))
+        else:
+            self._events.put_nowait(_Ended(None))
+
+    async def _sending(self) -> AsyncIterator[SentT]:
         """What one call sends: the requests that still wait, then new ones."""
         sent: set[str] = set()
-        for _, waiting in list(self._waiting.values()):
-            sent.add(waiting.request_id)
-            yield inference_pb2.BatchGenerateRequest(generation=waiting)
+        for request_id, waiting in list(self._waiting.items()):
+            if waiting.message is not None:
+                sent.add(request_id)
+                yield waiting.message
         while not self._exhausted:
             # A lost call cancels this iterator: the requests' own must not notice, or it would end.
             self._pulling = self._pulling or asyncio.create_task(self._pull())
-            generation = await asyncio.shield(self._pulling)
+            pulled = await asyncio.shield(self._pulling)
             self._pulling = None
-            if generation is not None and generation.request_id not in sent:
-                yield inference_pb2.BatchGenerateRequest(generation=generation)
+            if pulled is not None and pulled[0] not in sent:
+                yield pulled[1]
 
-    async def _pull(self) -> generation_pb2.Generation | None:
-        """The next request, once there is room for it; None at the end or at an error."""
+    async def _pull(self) -> tuple[str, SentT] | None:
+        """The next request, once there is room for it; None where there is none to send."""
         await self._room.acquire()
         try:
-            generation = self._to_proto(await self._source.__anext__())
-            if generation.request_id in self._waiting:
-                raise invalid_field(
-                    f"requests[{self._taken}].request_id",
-                    f"is in the batch already: {generation.request_id!r}; ids are unique",
-                )
+            request = await self._source.__anext__()
         except StopAsyncIteration:
             self._exhausted = True
             return None
@@ -106,21 +171,63 @@ class Batch:
             self._exhausted = True
             self._source_error = error
             return None
-        self._waiting[generation.request_id] = (self._taken, generation)
-        self._taken += 1
-        return generation
-
-    def _take(self, response: inference_pb2.BatchGenerateResponse) -> BatchItem | None:
-        place = self._waiting.pop(response.request_id, None)
-        if place is None:  # answered before the connection broke, and sent again
+        index, self._taken = self._taken, self._taken + 1
+        try:
+            request_id, message = self._method.to_message(request)
+            if request_id in self._waiting:
+                raise invalid_field(
+                    f"requests[{index}].request_id",
+                    f"is in the batch already: {request_id!r}; ids are unique",
+                )
+            _check_size(message)
+        except TreadleError as error:
+            self._waiting[f"not sent, {index}"] = _Waiting(index, None, error)
+            self._num_failed += 1
+            self._events.put_nowait(_FAILED)
             return None
+        self._waiting[request_id] = _Waiting(index, message, None)
+        return request_id, message
+
+    def _take(self, response: ReceivedT) -> BatchItem[AnswerT] | None:
+        request_id = response.request_id
+        if request_id not in self._waiting:  # answered before the connection broke, and sent again
+            return None
+        if self._method.ordered and request_id != next(iter(self._waiting)):
+            raise DataLoss(
+                "the stream's answers are not in the order of its requests", reason="STREAM_OUT_OF_ORDER"
+            )
+        index = self._waiting.pop(request_id).index
         self._room.release()
         if response.HasField("error"):
-            return BatchItem(place[0], response.request_id, None, from_status(response.error))
-        return BatchItem(place[0], response.request_id, answer_from_proto(response.response), None)
+            return BatchItem(index, request_id, None, from_status(response.error))
+        try:
+            return BatchItem(index, request_id, self._method.to_answer(response), None)
+        except TreadleError as error:
+            return BatchItem(index, request_id, None, error)
+
+    def _failures(self) -> Iterator[BatchItem[AnswerT]]:
+        """Those that could not be sent, as far as it is their turn."""
+        if self._num_failed == 0:
+            return
+        for key, waiting in list(self._waiting.items()):
+            if waiting.error is not None:
+                del self._waiting[key]
+                self._num_failed -= 1
+                self._room.release()
+                yield BatchItem(waiting.index, "", None, waiting.error)
+            elif self._method.ordered:
+                return
 
 
-async def _iterate(requests: Requests) -> AsyncGenerator[GenerationRequest, None]:
+def _check_size(message: Any) -> None:
+    # gRPC would end the whole stream for it.
+    if (size := message.ByteSize()) > MAX_MESSAGE_BYTES:
+        raise invalid_field(
+            "request", f"has {size} bytes; a message has {MAX_MESSAGE_BYTES} at most: send fewer texts in one"
+        )
+
+
+async def _iterate(requests: Items[RequestT]) -> AsyncGenerator[RequestT, None]:
     if isinstance(requests, AsyncIterable):
         async for request in requests:
             yield request

@@ -32,8 +32,7 @@ def generation_to_proto(
 
     Always carries a request_id. Raises InvalidArgument for what no message can say.
     """
-    if request.priority not in _PRIORITIES:
-        raise invalid_field("priority", f'must be "low", "normal" or "high"; got {request.priority!r}')
+    priority = priority_to_proto(request.priority)
     try:
         generation = generation_pb2.Generation(
             request_id=request.request_id or uuid.uuid4().hex,
@@ -41,7 +40,7 @@ def generation_to_proto(
             model=request.model or model,
             profile=request.profile,
             adapter=request.adapter,
-            priority=_PRIORITIES[request.priority],
+            priority=priority,
             sampling=generation_pb2.SamplingParameters(
                 temperature=request.temperature,
                 top_k=request.top_k,
@@ -66,7 +65,7 @@ def generation_to_proto(
                 logprobs=request.logprobs, include_special_tokens=request.include_special_tokens
             ),
             disconnect=_disconnect(request),
-            timeout=_duration(timeout_s),
+            timeout=duration_to_proto(timeout_s),
         )
         _set_prompt(generation, request)
     except (TypeError, ValueError) as error:
@@ -79,11 +78,19 @@ def generation_to_proto(
 def _disconnect(request: GenerationRequest) -> generation_pb2.Disconnect:
     if not request.detach:
         return generation_pb2.Disconnect(mode=generation_pb2.DISCONNECT_MODE_CANCEL)
-    retention = None if request.retention_s is None else _duration(request.retention_s)
+    retention = None if request.retention_s is None else duration_to_proto(request.retention_s)
     return generation_pb2.Disconnect(mode=generation_pb2.DISCONNECT_MODE_DETACH, retention=retention)
 
 
-def _duration(seconds: float) -> duration_pb2.Duration:
+def priority_to_proto(priority: str) -> generation_pb2.Priority.ValueType:
+    """Raises InvalidArgument for a name that is none of the three."""
+    if priority not in _PRIORITIES:
+        raise invalid_field("priority", f'must be "low", "normal" or "high"; got {priority!r}')
+    return _PRIORITIES[priority]
+
+
+def duration_to_proto(seconds: float) -> duration_pb2.Duration:
+    """Seconds as the contract has them."""
     duration = duration_pb2.Duration()
     duration.FromNanoseconds(int(seconds * 1e9))
     return duration
@@ -199,4 +206,8 @@ def served_model_from_proto(model: inference_pb2.ServedModel) -> ServedModel:
         vocab_size=model.vocab_size,
         ready_workers=model.ready_workers,
         error=model.error.message,
+        tasks=tuple(model.tasks),
+        labels=tuple(model.labels),
+        embedding_dimensions=model.embedding_dimensions,
+        prompt_names=tuple(model.prompt_names),
     )

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import AsyncGenerator
 
 import grpc
-from google.protobuf import duration_pb2
 
 from treadle.api.registry.v1 import deployment_pb2, lease_pb2, registry_pb2
+from treadle.client.convert import duration_to_proto
 from treadle.client.deployment import Deployment, Evictions, Lease, ModelChange, Promotion
 from treadle.client.deployment_convert import (
     change_from_proto,
@@ -100,7 +100,7 @@ class DeploymentMethods(RegistryConnection):
             request_id=request_id or uuid.uuid4().hex,
             artifact_digest=artifact_digest,
             holder=holder,
-            time_to_live=_duration(time_to_live_s),
+            time_to_live=duration_to_proto(time_to_live_s),
         )
         response = await self._call(lambda left_s: self._stub.AcquireLease(request, timeout=left_s))
         return lease_from_proto(response.lease)
@@ -109,7 +109,7 @@ class DeploymentMethods(RegistryConnection):
         """Holds it for another while; raises NotFound when it has lapsed."""
         request = lease_pb2.RenewLeaseRequest(
             lease_id=lease_id,
-            time_to_live=None if time_to_live_s is None else _duration(time_to_live_s),
+            time_to_live=None if time_to_live_s is None else duration_to_proto(time_to_live_s),
         )
         response = await self._call(lambda left_s: self._stub.RenewLease(request, timeout=left_s))
         return lease_from_proto(response.lease)
@@ -137,9 +137,3 @@ class DeploymentMethods(RegistryConnection):
         request = lease_pb2.EvictArtifactsRequest(target_bytes=target_bytes, dry_run=dry_run)
         response = await self._call(lambda left_s: self._stub.EvictArtifacts(request, timeout=left_s))
         return evictions_from_proto(response)
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromNanoseconds(int(seconds * 1e9))
-    return duration

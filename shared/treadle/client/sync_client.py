@@ -2,81 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Unpack
 
 from treadle.client.answer import Answer, BatchItem, Chunk, Prompt, ServedModel
-from treadle.client.async_client import DEFAULT_ADDRESS, AsyncClient
-from treadle.client.batch import Requests
-from treadle.client.request import GenerationOptions
+from treadle.client.async_client import AsyncClient
+from treadle.client.batch import Items
+from treadle.client.inference_connection import DEFAULT_ADDRESS
+from treadle.client.loop_thread import LoopThread
+from treadle.client.request import GenerationOptions, GenerationRequest
 from treadle.client.stream import AnswerStream
+from treadle.client.sync_tasks import SyncTaskMethods
 from treadle.security import Credentials
-
-_T = TypeVar("_T")
-_UNWIND_S = 2.0
-
-
-class _LoopThread:
-    """An event loop in a thread; `run` waits for a coroutine, and cancels it when interrupted."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="treadle-client", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        outcome: concurrent.futures.Future[_T] = concurrent.futures.Future()
-        ended = threading.Event()
-        task: asyncio.Task[None] | None = None
-
-        async def finish() -> None:
-            try:
-                outcome.set_result(await coroutine)
-            except BaseException as error:
-                outcome.set_exception(error)
-
-        def start() -> None:
-            nonlocal task
-            task = self._loop.create_task(finish())
-            task.add_done_callback(close)
-
-        def stop() -> None:
-            if task is None:
-                close()
-            else:
-                task.cancel()
-
-        def close(_: object = None) -> None:
-            coroutine.close()  # one that was cancelled before its first step never ran
-            ended.set()
-
-        # An interrupt may come at any instruction, also as the loop is being told to start.
-        try:
-            self._loop.call_soon_threadsafe(start)
-            return outcome.result()
-        except BaseException:
-            # An interrupted generator must have unwound before anybody closes it.
-            self._loop.call_soon_threadsafe(stop)
-            ended.wait(_UNWIND_S)
-            raise
-
-    def close(self) -> None:
-        if self._loop.is_closed():
-            return
-        self.run(self._loop.shutdown_asyncgens())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class SyncAnswerStream:
     """An AnswerStream to iterate without an event loop; closing it early cancels the request."""
 
-    def __init__(self, stream: AnswerStream, loop: _LoopThread) -> None:
+    def __init__(self, stream: AnswerStream, loop: LoopThread) -> None:
         self._stream = stream
         self._loop = loop
 
@@ -125,7 +69,7 @@ class SyncAnswerStream:
         return self._stream.cursor
 
 
-class Client:
+class Client(SyncTaskMethods):
     """Asks a gateway; see AsyncClient, whose methods these are. Safe to use from several threads."""
 
     def __init__(
@@ -147,7 +91,7 @@ class Client:
             reconnects=reconnects,
             credentials=credentials,
         )
-        self._loop = _LoopThread()
+        self._loop = LoopThread()
         self._closed = False
 
     @property
@@ -186,18 +130,9 @@ class Client:
         """Ends a request wherever it is; False when it had ended before."""
         return self._loop.run(self._client.cancel(request_id, tenant=tenant))
 
-    def batch(self, requests: Requests, *, window: int = 256) -> Iterator[BatchItem]:
+    def batch(self, requests: Items[GenerationRequest], *, window: int = 256) -> Iterator[BatchItem[Answer]]:
         """Runs many requests; yields each outcome when it is ready, in any order."""
-        outcomes = self._client.batch(requests, window=window)
-
-        async def following(items: AsyncIterator[BatchItem]) -> BatchItem | None:
-            return await anext(items, None)
-
-        try:
-            while (item := self._loop.run(following(outcomes))) is not None:
-                yield item
-        finally:
-            self._loop.run(outcomes.aclose())
+        return self._loop.iterate(self._client.batch(requests, window=window))
 
     def models(self) -> list[ServedModel]:
         """What can be asked for now."""

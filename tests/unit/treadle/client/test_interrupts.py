@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from treadle.client.sync_client import _LoopThread
+from treadle.client.loop_thread import LoopThread
 
 
 class Interrupted:
@@ -30,7 +30,7 @@ class Interrupted:
 @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
 def test_what_was_interrupted_has_unwound_before_the_next_call(told):
     for _ in range(50):
-        thread = _LoopThread()
+        thread = LoopThread()
 
         async def numbers():
             while True:
@@ -50,7 +50,7 @@ def test_what_was_interrupted_has_unwound_before_the_next_call(told):
 
 
 def test_an_outcome_and_an_error_come_through():
-    thread = _LoopThread()
+    thread = LoopThread()
 
     async def outcome(value):
         await asyncio.sleep(0)
