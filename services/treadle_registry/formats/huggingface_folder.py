@@ -35,6 +35,8 @@ from treadle_registry.formats.safetensors_file import (
 )
 from treadle_registry.formats.shared_weights import share_weights
 from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
+from treadle_registry.formats.tokenizers import files as tokenizer_files
+from treadle_registry.formats.tokenizers.rebuilt import rebuild
 from treadle_registry.names import check_file_name, file_inside, is_file_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
@@ -56,17 +58,19 @@ _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 
 class HuggingFaceFolder:
-    """config.json, safetensors in one file or several, tokenizer.json and what else belongs to them.
+    """config.json, safetensors in one file or several, the tokenizer and what else belongs to them.
 
     Weights become bfloat16, rounded to nearest even; files of bfloat16 alone, and of what this suite has
     quantised, are taken as they are.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
+        """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE) and
+        FailedPrecondition (UNSUPPORTED_TOKENIZER)."""
         weights = weight_files(folder)
-        names = sorted({"config.json", "tokenizer.json", *kept_names(folder), *weights})
+        names = sorted({"config.json", *kept_names(folder), *weights})
         files = {name: file_inside(folder, name) for name in names}
+        tokenizer_files.check_there(files)
         self._take(files | _template_files(folder), weights)
 
     @classmethod
@@ -208,7 +212,11 @@ def kept_names(folder: Path) -> set[str]:
         path.name
         for path in folder.iterdir()
         if is_file_name(path.name)
-        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
+        and (
+            path.name.endswith(_KEPT_SUFFIXES)
+            or path.name in tokenizer_files.KEPT
+            or path.name.upper().startswith("LICENSE")
+        )
     }
 
 
@@ -263,8 +271,13 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 
 
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:
-    tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
-    text = files["tokenizer.json"].read_bytes()
+    tokenizer_config = _optional(files, "tokenizer_config.json")
+    if rebuilt := rebuild(files, tokenizer_config, config, read_json):
+        tokenizer, text = json.loads(rebuilt.tokenizer_json), rebuilt.tokenizer_json.encode()
+        tokenizer_config = dict(rebuilt.config)
+    else:
+        tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
+        text = files["tokenizer.json"].read_bytes()
     try:
         backend_from_bytes(text)
     except ValueError as error:
@@ -275,7 +288,6 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         # These belong to a call; baked in, they would cut or fill every prompt.
         tokenizer |= {"padding": None, "truncation": None}
         text = json_bytes(tokenizer)
-    tokenizer_config = _optional(files, "tokenizer_config.json")
     templates = _chat_templates(files, tokenizer_config.pop("chat_template", None))
     generation = _optional(files, "generation_config.json")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
