@@ -40,6 +40,8 @@ from treadle_registry.formats.sentence_transformers import lower_cased
 from treadle_registry.formats.shared_weights import share_weights
 from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
+from treadle_registry.formats.tokenizers import files as tokenizer_files
+from treadle_registry.formats.tokenizers.rebuilt import rebuild
 from treadle_registry.names import check_file_name, file_inside, is_file_name, is_inner_folder, is_inner_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
@@ -57,17 +59,19 @@ _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re
 
 
 class HuggingFaceFolder:
-    """config.json, safetensors in one file or several, tokenizer.json and what else belongs to them.
+    """config.json, safetensors in one file or several, the tokenizer and what else belongs to them.
 
     A decoder's weights become bfloat16, rounded to nearest even; files of bfloat16 alone, and of what this
     suite has quantised, are taken as they are. An encoder's keep their types; see `encoder_weights`.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE)."""
+        """Lists the files; raises InvalidArgument (MISSING_FILE, PICKLE_WEIGHTS, PATH_OUTSIDE) and
+        FailedPrecondition (UNSUPPORTED_TOKENIZER)."""
         weights = weight_files(folder)
-        names = sorted({"config.json", "tokenizer.json", *kept_names(folder), *weights})
+        names = sorted({"config.json", *kept_names(folder), *weights})
         files = {name: file_inside(folder, name) for name in names}
+        tokenizer_files.check_there(files)
         self._take(files | inner_files(folder), weights)
 
     @classmethod
@@ -200,7 +204,11 @@ def kept_names(folder: Path) -> set[str]:
         path.name
         for path in folder.iterdir()
         if is_file_name(path.name)
-        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
+        and (
+            path.name.endswith(_KEPT_SUFFIXES)
+            or path.name in tokenizer_files.KEPT
+            or path.name.upper().startswith("LICENSE")
+        )
     }
 
 
@@ -256,15 +264,19 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 
 
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any], model: AnyConfig) -> TextParts:
-    tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
-    text = files["tokenizer.json"].read_bytes()
+    tokenizer_config = _optional(files, "tokenizer_config.json")
+    if rebuilt := rebuild(files, tokenizer_config, config, read_json):
+        tokenizer, text = json.loads(rebuilt.tokenizer_json), rebuilt.tokenizer_json.encode()
+        tokenizer_config = dict(rebuilt.config)
+    else:
+        tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
+        text = files["tokenizer.json"].read_bytes()
     try:
         backend_from_bytes(text)
     except ValueError as error:
         raise InvalidArgument(
             f"tokenizer.json cannot be loaded: {error}", reason="CORRUPT_TOKENIZER"
         ) from error
-    tokenizer_config = _optional(files, "tokenizer_config.json")
     came = dict(tokenizer)
     if tokenizer.get("padding") is not None or tokenizer.get("truncation") is not None:
         # These belong to a call; baked in, they would cut or fill every prompt.

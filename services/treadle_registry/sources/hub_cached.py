@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from treadle.errors import InvalidArgument, NotFound
 from treadle_registry.sources.hub_cache import HubCache
 from treadle_registry.sources.hub_client import COMMIT, HubClient
-from treadle_registry.sources.hub_files import REQUIRED, is_index, text_files, weight_names, weights_file
+from treadle_registry.sources.hub_files import is_index, required, text_files, weight_names, weights_file
 from treadle_registry.sources.hub_source import HubSource
 from treadle_registry.sources.opened import ModelFiles
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def cached_files(source: HubSource, client: HubClient, required: Sequence[str] = REQUIRED) -> ModelFiles:
+def cached_files(source: HubSource, client: HubClient, *, whole: bool = True) -> ModelFiles:
     """What the cache has of a model; raises NotFound (FILE_NOT_CACHED) that names what is missing.
+
+    `whole`: its configuration and tokenizer are needed, too.
 
     The client's own functions are not asked with local_files_only: they would still fetch a list of programs
     that use them (`/api/agent-harnesses`), unless HF_HUB_OFFLINE says not to.
@@ -38,7 +39,7 @@ def cached_files(source: HubSource, client: HubClient, required: Sequence[str] =
         files = {source.gguf_file: need(source.gguf_file)}
     else:
         names = cache.names(commit)
-        files = {name: need(name) for name in {*required, *text_files(names)}}
+        files = {name: need(name) for name in {*(required(names) if whole else ()), *text_files(names)}}
         try:
             chosen = weights_file(source, names)
         except (NotFound, InvalidArgument):

@@ -10,13 +10,14 @@ from typing import Any
 from treadle.errors import InvalidArgument, NotFound
 from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, named_shards
 from treadle_registry.formats.json_files import read_json
+from treadle_registry.formats.tokenizers import files as tokenizer_files
 from treadle_registry.names import is_file_name, is_inner_name
 from treadle_registry.sources.hub_source import HubSource
 
-REQUIRED = ("config.json", "tokenizer.json")
 _TEXT = re.compile(
     r"config\.json|generation_config\.json|tokenizer(?:_config)?\.json|special_tokens_map\.json"
-    r"|added_tokens\.json|vocab\.(?:json|txt)|merges\.txt|[A-Za-z0-9_]+\.(?:model|jinja)|chat_template\.json"
+    r"|added_tokens\.json|vocab\.(?:json|txt|bpe)|merges\.txt|encoder\.json|sentencepiece\.bpe\.model"
+    r"|[A-Za-z0-9_]+\.(?:model|jinja)|chat_template\.json"
     r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z-]{1,32}_config\.json"
     r"|README\.md|(?i:LICEN[CS]E|NOTICE)[A-Za-z0-9._-]{0,32}"
 )
@@ -55,15 +56,20 @@ def text_files(names: Collection[str]) -> list[str]:
     return sorted(name for name in found if not name.endswith(PICKLE_SUFFIXES))
 
 
+def required(names: Collection[str]) -> tuple[str, ...]:
+    """Of all files those that every model needs: its configuration, and its tokenizer in one form."""
+    return ("config.json", *(tokenizer_files.made_of(names) or ("tokenizer.json",)))
+
+
 def check_required(names: Collection[str]) -> None:
-    """Raises InvalidArgument (MISSING_FILE) where a file is not there that every model needs."""
-    for name in REQUIRED:
-        if name not in names:
-            raise InvalidArgument(
-                f"the repository has no {name}; take one whose model is in Transformers' form"
-                + (" (its tokenizer as tokenizer.json)" if name == "tokenizer.json" else ""),
-                reason="MISSING_FILE",
-            )
+    """Raises InvalidArgument (MISSING_FILE) where a file is not there that every model needs, and
+    FailedPrecondition (UNSUPPORTED_TOKENIZER) where its tokenizer is in a form that is not read."""
+    if "config.json" not in names:
+        raise InvalidArgument(
+            "the repository has no config.json; take one whose model is in Transformers' form",
+            reason="MISSING_FILE",
+        )
+    tokenizer_files.check_there(names)
 
 
 def weights_file(wanted: HubSource, names: Collection[str]) -> str:

@@ -43,7 +43,7 @@ def hub_headers(source: HubSource, client: HubClient) -> Iterator[ModelFiles]:
     hub that does not answer, and where there are no weights that could be read.
     """
     if source.local_files_only or client.offline:
-        yield cached_files(source, client, required=())
+        yield cached_files(source, client, whole=False)
         return
     with tempfile.TemporaryDirectory(prefix="treadle-headers-") as folder:
         yield _HeaderReader(source, client, client.listing(source), Path(folder)).read()

@@ -1,0 +1,116 @@
+"""The tokenizer of a folder: its tokenizer.json, or one rebuilt from the files that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from treadle_registry.formats.tokenizers import byte_level_bpe, sentencepiece, wordpiece
+from treadle_registry.formats.tokenizers.files import (
+    SENTENCEPIECE,
+    WORDPIECE,
+    check_there,
+    corrupt,
+    unsupported,
+)
+from treadle_registry.formats.tokenizers.sentencepiece_model import read_sentencepiece
+from treadle_registry.formats.tokenizers.special_tokens import SpecialTokens, special_tokens
+
+ReadJson = Callable[[Path], dict[str, Any]]
+_GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
+"""Classes that say nothing."""
+_CLASS_OF = {
+    "bert": "BertTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": sentencepiece.XLM_ROBERTA,
+    "gpt2": "GPT2Tokenizer",
+    "qwen2": "Qwen2Tokenizer",
+    "qwen3": "Qwen2Tokenizer",
+    "llama": "LlamaTokenizer",
+    "mistral": "LlamaTokenizer",
+    "t5": sentencepiece.T5,
+    "mt5": sentencepiece.T5,
+    "albert": sentencepiece.ALBERT,
+}
+"""The tokenizer's class by config.json's model_type, where tokenizer_config.json names none."""
+_PROBE = "Aé\u0301 ｱﬁ \u200b<s>\U0001f469\u200d\U0001f680 1,\t\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A tokenizer.json, and tokenizer_config.json with the special tokens by name."""
+
+    tokenizer_json: str
+    config: Mapping[str, Any]
+
+
+def rebuild(
+    files: Mapping[str, Path],
+    tokenizer_config: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    read: ReadJson,
+) -> Rebuilt | None:
+    """The tokenizer of a folder that has no tokenizer.json; None where it has one.
+
+    `read` reads a JSON object. Raises InvalidArgument (MISSING_FILE, CORRUPT_TOKENIZER) and
+    FailedPrecondition (UNSUPPORTED_TOKENIZER) for a class whose rules are not known here.
+    """
+    names = check_there(files)
+    if names == ("tokenizer.json",):
+        return None
+    kind = _class(tokenizer_config, model_config)
+    tokens: SpecialTokens
+    if names[0] in SENTENCEPIECE:
+        _check(kind or "LlamaTokenizer", sentencepiece.CLASSES, names[0])
+        model = read_sentencepiece(files[names[0]])
+        tokens = special_tokens(files, tokenizer_config, read, sentencepiece.defaults(model, kind))
+        backend = sentencepiece.sentencepiece(model, names[0], tokenizer_config, tokens, kind)
+    elif names == (WORDPIECE,):
+        _check(kind or "BertTokenizer", wordpiece.CLASSES, WORDPIECE)
+        tokens = special_tokens(files, tokenizer_config, read, wordpiece.DEFAULTS)
+        backend = wordpiece.wordpiece(files, tokenizer_config, tokens)
+    else:
+        kind = kind or "GPT2Tokenizer"
+        _check(kind, byte_level_bpe.CLASSES, " and ".join(names))
+        tokens = special_tokens(files, tokenizer_config, read, byte_level_bpe.defaults(kind))
+        backend = byte_level_bpe.byte_level_bpe(files, tokenizer_config, tokens, kind)
+    _try(backend, names[0])
+    config = {
+        key: value
+        for key, value in tokenizer_config.items()
+        if key not in ("added_tokens_decoder", "tokenizer_file")
+    }
+    return Rebuilt(backend.to_str(), config | tokens.contents())
+
+
+def _class(tokenizer_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str:
+    """The tokenizer's class, without the word for its quick form; "" where nothing tells."""
+    named = tokenizer_config.get("tokenizer_class")
+    kind = named.removesuffix("Fast") if isinstance(named, str) else ""
+    if kind and kind not in _GENERIC:
+        return kind
+    model_type = model_config.get("model_type")
+    return _CLASS_OF.get(model_type, "") if isinstance(model_type, str) else ""
+
+
+def _check(kind: str, known: tuple[str, ...], name: str) -> None:
+    if kind not in known:
+        raise unsupported(
+            f"the tokenizer is a {kind[:100]} from {name}, whose rules are not known here; known: "
+            + ", ".join(known)
+        )
+
+
+def _try(backend: tokenizers.Tokenizer, name: str) -> None:
+    """Rules that cannot be followed show at the first text."""
+    try:
+        backend.decode(backend.encode(_PROBE, _PROBE).ids)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise corrupt(name, f"it fails on a text ({str(error)[:200]})") from error
