@@ -52,7 +52,7 @@ bench-peers: $(patsubst benchmarks/peers/%.txt,$(PEERS)/%/.installed,$(wildcard 
 $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@echo "installing $* into $(@D)"
-	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet $(if $(filter minilm,$*),--no-deps) -r $<
+	$(@D)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@$(@D)/bin/python -m pip --disable-pip-version-check uninstall -qq --yes torchvision torchaudio torchcodec
 	@touch $@
 

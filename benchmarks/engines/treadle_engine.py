@@ -16,7 +16,7 @@ from treadle_worker.engine_process import load_engine
 from treadle_worker.engine_protocol import AddRequest, EngineStart, SamplingParams
 from treadle_worker.model_runner import ModelRunner
 
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _QUANTIZED = ("int8", "int4")
 
 

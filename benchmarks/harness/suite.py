@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from engines.treadle_engine import settings
@@ -47,11 +48,15 @@ def engine_variables(dtype: str, **options: object) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def started(variables: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """`treadle up`, just started; SIGTERM at the end. Its address comes by `until_up`."""
+def started(
+    variables: Mapping[str, str], served: Sequence[str] = (models.ALIAS,)
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`treadle up`, just started, serving those aliases; SIGTERM at the end. Its address comes by
+    `until_up`."""
     home, log = models.home(), _log()
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(Path(sys.executable).parent / "treadle"), "up", "--port", "0"]
+    command += [f"--model={alias}" for alias in served]
     with log.open("wb") as output:
         process = subprocess.Popen(
             child_command(command),
@@ -86,7 +91,16 @@ def _log() -> Path:
 
 
 @contextlib.contextmanager
-def suite(dtype: str = "bf16", **options: object) -> Iterator[Suite]:
-    """A running suite whose engine has these weights and settings; raises ValueError for unknown ones."""
-    with started(engine_variables(dtype, **options)) as process:
+def suite(
+    dtype: str = "bf16",
+    *,
+    served: Sequence[str] = (models.ALIAS,),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    **options: object,
+) -> Iterator[Suite]:
+    """A running suite whose engines have these weights and settings; raises ValueError for unknown ones.
+
+    `environment`: further variables.
+    """
+    with started({**engine_variables(dtype, **options), **environment}, served) as process:
         yield until_up(process)

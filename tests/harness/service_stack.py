@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,10 +102,15 @@ def _loopback(port: int) -> str:
 
 @contextlib.contextmanager
 def service_stack(
-    folder: Path, counts: Mapping[str, int], environment: Mapping[str, str] | None = None
+    folder: Path,
+    counts: Mapping[str, int],
+    environment: Mapping[str, str] | None = None,
+    *,
+    write_model: Callable[[Path], None] = write_tiny_model,
 ) -> Iterator[ServiceStack]:
-    """So many services of each kind, all ready; `environment` holds for every one of them."""
-    write_tiny_model(folder / "tiny")
+    """So many services of each kind, all ready; `environment` holds for every one of them, and the workers
+    serve what `write_model` writes."""
+    write_model(folder / "tiny")
     published = import_source(Store.open(folder / "store"), LocalSource("folder", str(folder / "tiny")))
     model = published.manifest.digest
     names = [f"{kind}-{number + 1}" for kind in KINDS for number in range(counts.get(kind, 0))]
