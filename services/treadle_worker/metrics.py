@@ -88,7 +88,7 @@ class WorkerMetrics:
             "spec_decode_num_accepted_tokens", "Tokens that an answer got sooner by speculation."
         )
         self.task_inputs = counter(
-            "task_inputs", "Texts, and pairs of them, that were embedded, classified, tagged, …", "task"
+            "task_inputs", "Texts, or pairs of them, that were computed for a task.", "task"
         )
         self.task_tokens = counter("task_tokens", "Tokens of those texts.", "task")
         self.queue_time = histogram(
