@@ -17,9 +17,11 @@ from treadle.queue.epochs import Taken, take
 from treadle.queue.lanes import Delivery
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.clock import RedisClock
-from treadle_worker.convert import to_history, to_job
-from treadle_worker.jobs import Job
+from treadle_worker.convert_queue import to_history, to_job
+from treadle_worker.generations import RunningGeneration
+from treadle_worker.jobs import GenerationJob, History, Job, TaskJob
 from treadle_worker.requests import RequestTable, RunningRequest
+from treadle_worker.tasks import RunningTask
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +99,7 @@ class Claimer:
         if (before := self._table.by_keys(job.request)) is not None:
             self._table.remove(before)
         history = to_history(taken.entries)
-        request = RunningRequest(
-            job,
-            delivery,
-            taken.epoch,
-            tokenizer=self._tokenizer,
-            history=history,
-            watchers=set(taken.watchers),
-        )
+        request = self._running(job, delivery, taken, history)
         request.resumed = any(
             entry.HasField("fence") and id_.epoch != taken.epoch for id_, entry in taken.entries
         )
@@ -119,8 +114,9 @@ class Claimer:
                 "request_id": job.request.request_id,
                 "tenant": job.request.tenant,
                 "epoch": taken.epoch,
-                "prompt_tokens": len(job.prompt_token_ids),
-                "delivered_tokens": len(history.token_ids),
+                "operation": request.operation,
+                "prompt_tokens": request.num_input_tokens,
+                "delivered_tokens": request.num_delivered,
             },
         )
         if job.tokenizer_digest and job.tokenizer_digest != self._tokenizer.digest:
@@ -134,11 +130,20 @@ class Claimer:
                 request.deadline = loop.call_later(left_ms / 1000, self._expire, request)
         self._start(request)
 
+    def _running(self, job: Job, delivery: Delivery, taken: Taken, history: History) -> RunningRequest:
+        watchers = set(taken.watchers)
+        if isinstance(job, TaskJob):
+            return RunningTask(job, delivery, taken.epoch, last=history.last, watchers=watchers)
+        assert isinstance(job, GenerationJob), "there are these two kinds"
+        return RunningGeneration(
+            job, delivery, taken.epoch, tokenizer=self._tokenizer, history=history, watchers=watchers
+        )
+
 
 def _foreign_ids(job: Job, tokenizer: Tokenizer) -> FailedPrecondition:
     """The end of a request in a lane of equal weights, but of another tokenizer."""
     return FailedPrecondition(
-        f"the prompt's ids are of {job.tokenizer_digest}, but this worker serves the weights with "
+        f"the ids are of {job.tokenizer_digest}, but this worker serves the weights with "
         f"{tokenizer.digest}; send the request again",
         reason="TOKENIZER_MISMATCH",
     )

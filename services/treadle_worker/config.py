@@ -120,6 +120,9 @@ class WorkerConfig(BaseSettings):
     of them they are not. 0: never."""
     max_claimed: int = Field(default=64, ge=1)
     """Requests held at once a model: running and waiting in the engine."""
+    max_claimed_tokens: int = Field(default=16_384, ge=1)
+    """Of a model that does not generate: tokens held at once, instead of requests. Steps of its engine should
+    find enough of them; what is more waits in the lanes, for any worker."""
 
     task_share: float = Field(default=DEFAULT_TASK_SHARE, gt=0, lt=1)
     """Of a device's time, what the engines of encoders get while decoders generate on the same device; the

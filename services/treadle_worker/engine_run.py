@@ -26,6 +26,7 @@ from treadle_worker.engine_protocol import (
     Ready,
     StepOutputs,
 )
+from treadle_worker.generations import RunningGeneration
 from treadle_worker.intake import Capacity, Intake
 from treadle_worker.lapses import Lapses
 from treadle_worker.metrics import ModelMetrics
@@ -35,6 +36,7 @@ from treadle_worker.observation import Observation
 from treadle_worker.pace import Pace
 from treadle_worker.requests import RequestTable, RunningRequest
 from treadle_worker.streams import StreamWriter
+from treadle_worker.tasks import RunningTask
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Links:
     consumer: str
     clock: RedisClock
     max_claimed: int
+    max_claimed_tokens: int
     lease_ms: int
     gather_s: float
     """The longest that tokens of an answer that flows are gathered."""
@@ -104,6 +107,7 @@ class EngineRun:
         self._engine = engine
         self.seat = seat
         self._metrics = metrics
+        self._ready = ready
         self._links = links
         self.table = RequestTable()
         self._observation = Observation(
@@ -135,7 +139,12 @@ class EngineRun:
             profile=profile,
             consumer=links.consumer,
             table=self.table,
-            capacity=Capacity(self.table, ready, links.max_claimed),
+            capacity=Capacity(
+                self.table,
+                ready,
+                max_claimed=links.max_claimed,
+                max_claimed_tokens=links.max_claimed_tokens,
+            ),
             claimer=self.claimer,
             metrics=metrics,
             clock=links.clock,
@@ -179,18 +188,26 @@ class EngineRun:
         self._observation.stepped(step)
         for output in step.outputs:
             request = self.table.by_engine_id(output.request_id)
-            if request is None:
+            if not isinstance(request, RunningGeneration):
                 continue
             if request.span.recording:
                 self._observation.said(request, output)
             if request.accept(output):
                 self._command(AbortRequest(request_id=request.engine_id))
             self.writer.mark(request)
+        for answer in step.task_outputs:
+            task = self.table.by_engine_id(answer.request_id)
+            if isinstance(task, RunningTask):
+                self._observation.answered(task, answer)
+                task.accept(answer)
+                self.writer.mark(task)
         self.seat.set_wants(self._has_work())
 
     def _start(self, request: RunningRequest) -> None:
         self._empty.clear()
         self._observation.claimed(request)
+        if not request.ended and (error := request.refusal(self._ready)) is not None:
+            request.fail(error)
         if not request.ended and (command := request.start()) is not None:
             self._command(command)
             self.seat.set_wants(True)

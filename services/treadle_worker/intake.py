@@ -23,6 +23,8 @@ BLOCK_MS = 250
 """How long a read waits; lanes that are new are seen after it."""
 CHUNK = 4
 """Requests in one read: a burst is shared with the other workers that read meanwhile."""
+MAX_TASKS = 256
+"""Requests held at once for an engine that does not generate: enough short ones for several steps."""
 SWEEP_S = 2.0
 """Between two looks for entries of the dead, for strays, and at the backlog."""
 STRAY_MS = 5_000
@@ -31,25 +33,37 @@ _PAUSE_S = 0.5
 
 
 class Capacity:
-    """How many more requests the engine has room for: free sequences, and free blocks by estimate."""
+    """How many more requests the engine has room for: free sequences, and free blocks by estimate.
 
-    def __init__(self, table: RequestTable, ready: Ready, max_claimed: int) -> None:
+    An engine that does not generate keeps nothing of a request but its tokens, and computes as many of them a
+    step as it likes: it is given so many tokens that a few steps are never short of them. The rest waits in
+    the lanes, where any worker finds it.
+    """
+
+    def __init__(
+        self, table: RequestTable, ready: Ready, *, max_claimed: int, max_claimed_tokens: int
+    ) -> None:
         self._table = table
         self._ready = ready
-        self._limit = min(max_claimed, ready.max_num_seqs)
+        self._max_claimed_tokens = max_claimed_tokens
+        self._limit = min(max_claimed, ready.max_num_seqs) if ready.generates else MAX_TASKS
 
     def free(self) -> int:
         """Requests that may be claimed now.
 
-        A request's blocks are known only when it has been claimed, so the mean of those held stands for
+        What a request takes is known only when it has been claimed, so the mean of those held stands for
         the next one; an empty engine always has room for one.
         """
         held = len(self._table)
         slots = self._limit - held
         if slots <= 0 or not held:
             return max(0, slots)
-        used = sum(math.ceil((one.num_tokens + 1) / self._ready.block_size) for one in self._table)
-        return max(0, min(slots, (self._ready.num_blocks - used) * held // used))
+        if self._ready.generates:
+            room = self._ready.num_blocks
+            used = sum(math.ceil((one.num_tokens + 1) / self._ready.block_size) for one in self._table)
+        else:
+            room, used = self._max_claimed_tokens, max(1, sum(one.num_tokens for one in self._table))
+        return max(0, min(slots, (room - used) * held // used))
 
 
 class Intake:

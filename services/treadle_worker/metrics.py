@@ -93,6 +93,10 @@ class WorkerMetrics:
         self.turns_waited = counter(
             "engine_turn_waited_seconds", "In which the engine had work and another one had the device."
         )
+        self.task_inputs = counter(
+            "task_inputs", "Texts, or pairs of them, that were computed for a task.", "task"
+        )
+        self.task_tokens = counter("task_tokens", "Tokens of those texts.", "task")
         self.queue_time = histogram(
             "request_queue_time_seconds",
             "From a request's arrival in its lane to its first step in an engine; takeovers are left out.",
@@ -199,6 +203,11 @@ class ModelMetrics:
         self._say(self._metrics.device_allocated, memory.allocated_bytes)
         self._say(self._metrics.device_reserved, memory.reserved_bytes)
         self._say(self._metrics.device_peak, memory.peak_bytes)
+
+    def computed(self, task: str, num_inputs: int, num_tokens: int) -> None:
+        """The engine has answered a task."""
+        self._metrics.task_inputs.labels(self.name, task).inc(num_inputs)
+        self._metrics.task_tokens.labels(self.name, task).inc(num_tokens)
 
     def backlog(self, waiting: int, oldest_age_s: float) -> None:
         """What lies in the model's lanes, unclaimed."""

@@ -5,18 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from treadle.errors import Cancelled, TreadleError
+from treadle.errors import Cancelled
 from treadle.queue.log import Appended
 from treadle.telemetry.tracing import SpanKind, Tracer
 from treadle_worker.clock import RedisClock
-from treadle_worker.engine_protocol import SequenceOutput, StepOutputs
+from treadle_worker.engine_protocol import SequenceOutput, StepOutputs, TaskOutput
 from treadle_worker.metrics import ModelMetrics
-from treadle_worker.outgoing import Ending
 from treadle_worker.requests import RequestTable, RunningRequest
-
-_OPERATION = "text_completion"
-"""To a worker a chat is token ids like any other prompt."""
-_FINISH_REASONS = {"stop_token": "stop", "stop_string": "stop", "length": "length"}
+from treadle_worker.tasks import RunningTask
 
 
 class Observation:
@@ -46,15 +42,15 @@ class Observation:
             return
         job = request.job
         request.span = self._tracer.span(
-            f"{_OPERATION} {self._metrics.name}",
+            f"{request.operation} {self._metrics.name}",
             traceparent=job.traceparent,
             kind=SpanKind.CONSUMER,
             attributes={
-                "gen_ai.operation.name": _OPERATION,
+                "gen_ai.operation.name": request.operation,
                 "gen_ai.provider.name": "treadle",
                 "gen_ai.request.model": job.model_name or self._metrics.name,
                 "gen_ai.response.id": job.request.request_id,
-                "gen_ai.usage.input_tokens": len(job.prompt_token_ids),
+                "gen_ai.usage.input_tokens": request.num_input_tokens,
                 "treadle.profile": job.profile,
                 "treadle.epoch": request.epoch,
             },
@@ -94,13 +90,17 @@ class Observation:
         if request.span.recording and output.token_ids and output.first_index == request.num_delivered:
             request.span.event("first_token")
 
+    def answered(self, request: RunningTask, output: TaskOutput) -> None:
+        """The engine ended a task."""
+        if not output.error:
+            self._metrics.computed(request.name, len(request.job.inputs), request.num_input_tokens)
+
     def let_go(self, request: RunningRequest, outcome: Appended) -> None:
         """The request's end is written, or it is no longer this worker's."""
-        ending = request.ending
         if outcome is not Appended.WRITTEN:
             self._metrics.ended(outcome.name.lower())
-        elif isinstance(ending, TreadleError):
-            self._metrics.ended("cancelled" if isinstance(ending, Cancelled) else "failed")
+        elif request.error is not None:
+            self._metrics.ended("cancelled" if isinstance(request.error, Cancelled) else "failed")
         else:
             self._metrics.ended("finished")
         if request.span.recording:
@@ -119,14 +119,5 @@ class Observation:
             self._end_span(request, "handed_back")
 
     def _end_span(self, request: RunningRequest, outcome: str) -> None:
-        ending = request.ending
-        request.span.set(
-            {
-                "gen_ai.usage.output_tokens": request.num_output_tokens,
-                "gen_ai.usage.cache_read.input_tokens": request.num_cached_tokens,
-                "treadle.outcome": outcome,
-            }
-        )
-        if isinstance(ending, Ending):
-            request.span.set({"gen_ai.response.finish_reasons": [_FINISH_REASONS[ending.reason]]})
-        request.span.end(ending if isinstance(ending, TreadleError) else None)
+        request.span.set({**request.usage(), "treadle.outcome": outcome})
+        request.span.end(request.error)

@@ -1,37 +1,34 @@
-"""The requests that this worker holds, from claim to end."""
+"""The requests that this worker holds, from claim to end: what generations and tasks have in common."""
 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
-from treadle.errors import Internal, TreadleError
+from treadle.errors import FailedPrecondition, TreadleError
 from treadle.queue import dirty
 from treadle.queue.keys import RequestKeys
 from treadle.queue.lanes import Delivery
 from treadle.queue.log import EntryId
 from treadle.telemetry.tracing import NO_SPAN, Span
-from treadle.text.output import OutputText
-from treadle.text.tokenizer import Tokenizer
-from treadle_worker.convert import error_entry, finished_entry, started_entry, tokens_entry
-from treadle_worker.engine_protocol import AddRequest, SequenceOutput, TokenLogprobs
-from treadle_worker.jobs import History, Job
-from treadle_worker.outgoing import Ending, Outgoing, TokenBatch
+from treadle_worker.convert_queue import error_entry
+from treadle_worker.engine_protocol import AddRequest, AddTask, Ready
+from treadle_worker.jobs import Job
+from treadle_worker.outgoing import Outgoing
 
 
-class RunningRequest:
+class RunningRequest(ABC):
     """One request under this worker's epoch: takes the engine's outputs in, gives entries out."""
 
+    job: Job
+    operation: str
+    """What spans call it, in OpenTelemetry's words where it has one."""
+
     def __init__(
-        self,
-        job: Job,
-        delivery: Delivery,
-        epoch: int,
-        *,
-        tokenizer: Tokenizer,
-        history: History,
-        watchers: set[str],
+        self, job: Job, delivery: Delivery, epoch: int, *, last: EntryId, watchers: set[str]
     ) -> None:
+        """`last` is the log's last entry but fences; `watchers` are the gateways that wait for it."""
         self.job = job
         self.delivery = delivery
         self.epoch = epoch
@@ -45,36 +42,11 @@ class RunningRequest:
         """Whether another run had begun it."""
         self.span: Span = NO_SPAN
         """From claim to end."""
-        self._delivered = history.token_ids
-        self._started = history.started
-        self._cached_tokens = history.cached_tokens if history.started else None
-        self._num_tokens = len(history.token_ids)
-        self._text = self._rebuild(tokenizer)
-        self._batch = TokenBatch(self._num_tokens)
-        self._ending: Ending | TreadleError | None = None
+        self.error: TreadleError | None = None
+        """Why it ends, where it does not end well."""
         self._outgoing: Outgoing | None = None
         self._next_number = 1
-        self._flowing = False
-        """Whether tokens were written in this run."""
-        self._last = history.last
-
-    def _rebuild(self, tokenizer: Tokenizer) -> OutputText:
-        """The text's state behind the delivered tokens."""
-        job, sampling = self.job, self.job.sampling
-        text = OutputText(
-            tokenizer,
-            prompt_ids=job.prompt_token_ids,
-            stop_strings=job.stop_strings,
-            include_stop_string=job.include_stop_string,
-            skip_special_tokens=not job.include_special_tokens,
-            min_tokens=sampling.min_new_tokens,
-        )
-        delivered = self._delivered
-        ended = delivered and delivered[-1] in sampling.stop_token_ids
-        if ended and len(delivered) > sampling.min_new_tokens:
-            delivered = delivered[:-1]
-        text.push(delivered)
-        return text
+        self._last = last
 
     @property
     def keys(self) -> RequestKeys:
@@ -82,94 +54,50 @@ class RunningRequest:
         return self.job.request
 
     @property
-    def ended(self) -> bool:
-        """Whether its end is decided, written or not."""
-        return self._ending is not None
+    @abstractmethod
+    def num_input_tokens(self) -> int:
+        """Tokens that it came with."""
 
     @property
-    def ending(self) -> Ending | TreadleError | None:
-        """How it ends, once that is decided."""
-        return self._ending
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens that the engine holds for it."""
 
     @property
     def num_delivered(self) -> int:
-        """Tokens that earlier owners delivered."""
-        return len(self._delivered)
+        """Tokens of its answer that earlier owners delivered."""
+        return 0
 
     @property
-    def num_output_tokens(self) -> int:
-        """Tokens of the answer so far, delivered ones included."""
-        return self._num_tokens
+    def ended(self) -> bool:
+        """Whether its end is decided, written or not."""
+        return self.error is not None or self._is_complete
 
     @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens that were found in the prefix cache."""
-        return self._cached_tokens or 0
+    @abstractmethod
+    def _is_complete(self) -> bool:
+        """Whether it has ended well."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Prompt and output."""
-        return len(self.job.prompt_token_ids) + self._num_tokens
+    @abstractmethod
+    def usage(self) -> dict[str, str | int | list[str]]:
+        """What its span says of the answer at its end."""
 
-    def start(self) -> AddRequest | None:
-        """The engine's command; None where the delivered tokens had ended it before."""
-        if self._text.stop_string is not None:
-            self._ending = Ending("stop_string", self._text.stop_string)
-            return None
-        return self.job.to_engine(self.engine_id, self._delivered)
+    @abstractmethod
+    def refusal(self, ready: Ready) -> TreadleError | None:
+        """Why this engine cannot do it, or None."""
 
-    def accept(self, output: SequenceOutput) -> bool:
-        """Takes what a step made; True where the engine must be told to stop."""
-        if self.ended:
-            return False
-        if output.finish_reason == "error":
-            self.fail(Internal(f"the engine gave the request up: {output.error}", reason="ENGINE_ERROR"))
-            return False
-        if output.first_index != self._num_tokens:
-            self.fail(
-                Internal(
-                    f"token {self._num_tokens} was to come next, but {output.first_index} came",
-                    reason="ENGINE_ERROR",
-                )
-            )
-            return True
-        if self._cached_tokens is None:
-            self._cached_tokens = output.num_cached_tokens
-        return self._take(output)
-
-    def _take(self, output: SequenceOutput) -> bool:
-        ids = output.token_ids
-        # The stop token belongs to the answer, its text does not.
-        with_text = ids[:-1] if output.finish_reason == "stop_token" else ids
-        delta = self._text.push(with_text)
-        if delta.stop_string is not None:
-            self._add(ids[: delta.num_tokens], delta.text, output.logprobs)
-            self._ending = Ending("stop_string", delta.stop_string)
-            return output.finish_reason is None
-        if output.finish_reason is None:
-            self._add(ids, delta.text, output.logprobs)
-            return False
-        rest = self._text.finish()
-        self._add(ids, delta.text + rest.text, output.logprobs)
-        if rest.stop_string is not None:
-            self._ending = Ending("stop_string", rest.stop_string)
-        elif output.finish_reason == "stop_token":
-            self._ending = Ending("stop_token", stop_token_id=output.stop_token_id)
-        elif output.finish_reason == "length":
-            self._ending = Ending("length")
-        else:
-            self.fail(Internal("the engine dropped the request", reason="ENGINE_ERROR"))
-        return False
-
-    def _add(self, ids: list[int], text: str, logprobs: list[TokenLogprobs] | None) -> None:
-        self._num_tokens += len(ids)
-        self._batch.add(ids, text, (logprobs or [])[: len(ids)])
+    @abstractmethod
+    def start(self) -> AddRequest | AddTask | None:
+        """The engine's command; None where what earlier owners delivered had ended it."""
 
     def fail(self, error: TreadleError) -> None:
-        """Ends it with an error, unless it has ended; tokens that were not written yet are dropped."""
+        """Ends it with an error, unless it has ended; what was not written yet is dropped."""
         if not self.ended:
-            self._batch = TokenBatch(self._num_tokens)
-            self._ending = error
+            self._drop_unwritten()
+            self.error = error
+
+    def _drop_unwritten(self) -> None:
+        return
 
     def outgoing(self) -> Outgoing | None:
         """The entry to write now; the same one until `written` says that it is there."""
@@ -182,13 +110,12 @@ class RunningRequest:
     @property
     def has_more(self) -> bool:
         """Whether there is anything to write."""
-        unsaid = not self._started and self._cached_tokens is not None
-        return self._outgoing is not None or bool(self._batch) or unsaid or self.ended
+        return self._outgoing is not None or self.ended
 
     @property
     def may_gather(self) -> bool:
         """Whether all there is to write is more of an answer that flows: it may wait for further tokens."""
-        return self._flowing and bool(self._batch) and self._outgoing is None and not self.ended
+        return False
 
     def written(self) -> bytes:
         """The entry on its way has arrived; what to tell the gateways of it."""
@@ -199,21 +126,21 @@ class RunningRequest:
         return news
 
     def _next(self) -> tuple[bytes, bool] | None:
-        """Started first, then tokens, the end alone and last; with whether it is the end."""
-        failed = isinstance(self._ending, TreadleError)
-        if not self._started and self._cached_tokens is not None and not failed:
-            self._started = True
-            return started_entry(self.job, self._cached_tokens), False
-        if self._batch:
-            batch, self._batch = self._batch, TokenBatch(self._num_tokens)
-            self._flowing = True
-            return tokens_entry(batch), False
-        if isinstance(self._ending, TreadleError):
-            return error_entry(self._ending), True
-        if self._ending is not None:
-            usage = self._cached_tokens or 0, self._num_tokens
-            return finished_entry(self.job, self._ending, *usage), True
-        return None
+        """The entry that comes next, with whether it is the end; the end is alone and last."""
+        if self.error is not None:
+            return error_entry(self.error), True
+        return (self._finished(), True) if self._is_complete else None
+
+    @abstractmethod
+    def _finished(self) -> bytes:
+        """The entry of its good end."""
+
+
+def not_supported(asked: str, ready: Ready) -> FailedPrecondition:
+    """The end of a request that this engine cannot do, by the names that a model's facts have."""
+    tasks = ["rerank" if task == "rank" else task for task in ready.tasks]
+    able = ", ".join(["generate", *tasks] if ready.generates else tasks)
+    return FailedPrecondition(f"the model cannot {asked}; it can: {able}", reason="TASK_NOT_SUPPORTED")
 
 
 class RequestTable:

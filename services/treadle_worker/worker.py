@@ -88,6 +88,7 @@ class Worker:
             self.consumer,
             clock,
             config.max_claimed,
+            config.max_claimed_tokens,
             lease_ms,
             config.gather_s,
             telemetry.tracer,

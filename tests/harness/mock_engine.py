@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from treadle_worker.batch import ScheduledChunk
 from treadle_worker.block_manager import BlockManager
 from treadle_worker.engine import Engine
-from treadle_worker.engine_protocol import AddRequest, SamplingParams, SequenceOutput
+from treadle_worker.engine_protocol import (
+    AddRequest,
+    AddTask,
+    SamplingParams,
+    SequenceOutput,
+    TaskInput,
+    TaskOutput,
+)
 from treadle_worker.sampler import Sampler
 from treadle_worker.scheduler import Scheduler
 from treadle_worker.speculation import Speculation
@@ -30,6 +38,8 @@ class MockRunner:
         self.block_size = block_size
         self.habit = habit
         self.num_chunks = 0
+        self.num_rows: list[int] = []
+        """Of logits, step by step."""
 
     def run(self, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
         self.num_chunks += len(chunks)
@@ -41,7 +51,11 @@ class MockRunner:
                 self._row(*state, token)
                 for state, token in zip(states[first:], chunk.token_ids[first:], strict=True)
             ]
+        self.num_rows.append(len(rows))
         return torch.stack(rows) if rows else torch.zeros(0, VOCAB)
+
+    def close(self) -> None:
+        self.slots.clear()
 
     def _write(self, chunk: ScheduledChunk) -> list[tuple[int, bool]]:
         state = (0, False)
@@ -75,6 +89,7 @@ def make_engine(
     budget: int = 16,
     habit: float = 0.0,
     speculation: Speculation | None = None,
+    max_score_rows: int = 256,
 ) -> Engine:
     return Engine(
         MockRunner(num_blocks, block_size, habit),
@@ -83,6 +98,7 @@ def make_engine(
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
             speculation=speculation,
+            max_score_rows=max_score_rows,
         ),
         Sampler(),
         vocab_size=VOCAB,
@@ -125,3 +141,34 @@ def run(engine: Engine, *requests: AddRequest) -> dict[str, list[SequenceOutput]
 
 def tokens(outputs: list[SequenceOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
+
+
+def score_task(request_id: str, *inputs: tuple[list[int], int], **fields: object) -> AddTask:
+    """Of texts, each with the place where what is scored begins."""
+    texts = [TaskInput(token_ids=tokens, first=first) for tokens, first in inputs]
+    return AddTask(request_id=request_id, task="score", inputs=texts, **fields)
+
+
+def run_tasks(engine: Engine, *commands: AddTask | AddRequest) -> dict[str, TaskOutput]:
+    """The output of each task, once it and everything beside it has ended; each comes once."""
+    for command in commands:
+        if isinstance(command, AddTask):
+            engine.add_task(command)
+        else:
+            engine.add_request(command)
+    outputs: dict[str, TaskOutput] = {}
+    for _ in range(10_000):
+        if not engine.has_work:
+            break
+        for output in engine.step().task_outputs:
+            assert output.request_id not in outputs, "a task ended twice"
+            outputs[output.request_id] = output
+    assert not engine.has_work
+    assert engine.stats().num_free_blocks == engine.stats().num_blocks
+    assert outputs.keys() == {one.request_id for one in commands if isinstance(one, AddTask)}
+    return outputs
+
+
+def read_scores(data: bytes) -> list[tuple[int, float]]:
+    """The likeliest token and the given one's log-probability, of each token that was scored."""
+    return [tuple(one) for one in np.frombuffer(data, "<u4,<f4").tolist()]

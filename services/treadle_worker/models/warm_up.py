@@ -9,12 +9,13 @@ from treadle.errors import FailedPrecondition, TreadleError
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.engine_protocol import (
     AddRequest,
+    AddTask,
     EngineEvent,
     Failed,
     Ready,
     SamplingParams,
-    SequenceOutput,
     StepOutputs,
+    TaskInput,
 )
 from treadle_worker.engine_run import Engine
 
@@ -33,7 +34,8 @@ async def warm_up(
     """Has the engine answer the first MAX_PROMPTS prompts, one after the other; returns how many commands
     it got.
 
-    Raises FailedPrecondition (WARM_UP_FAILED) where one of them is not answered within TIMEOUT_S for all.
+    A model that does not generate is asked for the first of its tasks. Raises FailedPrecondition
+    (WARM_UP_FAILED) where one of them is not answered within TIMEOUT_S for all.
     """
     asked = 0
     try:
@@ -52,32 +54,51 @@ async def warm_up(
 async def _answer(
     engine: Engine, events: AsyncIterator[EngineEvent], ready: Ready, ids: list[int], number: int
 ) -> None:
+    longest = ready.max_model_len - int(ready.generates)
+    if not 1 <= len(ids) <= longest:
+        raise _failed(number, f"it has {len(ids)} tokens; the model takes 1 to {longest}")
+    command = _command(ready, f"warm-up-{number}", ids)
+    await engine.send([command])
+    async for event in events:
+        if isinstance(event, Failed):
+            raise _failed(number, event.message)
+        if isinstance(event, StepOutputs) and _ended(event, command.request_id, number):
+            return
+    raise _failed(number, "the engine ended")
+
+
+def _command(ready: Ready, request_id: str, ids: list[int]) -> AddRequest | AddTask:
+    if not ready.generates:
+        task = ready.tasks[0]
+        return AddTask(
+            request_id=request_id,
+            task=task,
+            inputs=[TaskInput(token_ids=ids)],
+            pooling="mean" if task == "embed" else "",
+        )
     room = ready.max_model_len - len(ids)
-    if not ids or room < 1:
-        raise _failed(number, f"it has {len(ids)} tokens; the model takes 1 to {ready.max_model_len - 1}")
-    request = AddRequest(
-        request_id=f"warm-up-{number}",
+    return AddRequest(
+        request_id=request_id,
         prompt_token_ids=ids,
         sampling=SamplingParams(temperature=0.0, max_new_tokens=min(MAX_NEW_TOKENS, room)),
         # No tenant's prefix: what was computed here is shared with nobody.
         cache_salt="warm-up",
     )
-    await engine.send([request])
-    async for event in events:
-        if isinstance(event, Failed):
-            raise _failed(number, event.message)
-        for output in event.outputs if isinstance(event, StepOutputs) else ():
-            if _ends(output, request, number):
-                return
-    raise _failed(number, "the engine ended")
 
 
-def _ends(output: SequenceOutput, request: AddRequest, number: int) -> bool:
-    if output.request_id != request.request_id or output.finish_reason is None:
-        return False
-    if output.finish_reason in ("error", "aborted"):
-        raise _failed(number, output.error or "it was aborted")
-    return True
+def _ended(step: StepOutputs, request_id: str, number: int) -> bool:
+    """Whether the step answers it; raises FailedPrecondition for an error."""
+    for answer in step.task_outputs:
+        if answer.request_id == request_id:
+            if answer.error:
+                raise _failed(number, answer.error)
+            return True
+    for output in step.outputs:
+        if output.request_id == request_id and output.finish_reason is not None:
+            if output.finish_reason in ("error", "aborted"):
+                raise _failed(number, output.error or "it was aborted")
+            return True
+    return False
 
 
 def _failed(number: int, why: str) -> FailedPrecondition:

@@ -1,4 +1,4 @@
-"""What one request makes of the engine's outputs, without Redis."""
+"""What a generation makes of the engine's outputs, without Redis."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from treadle.queue.lanes import Delivery
 from treadle.queue.log import EntryId
 from treadle.text.tokenizer import Tokenizer
 from treadle_worker.engine_protocol import SamplingParams, SequenceOutput, TokenLogprobs
-from treadle_worker.jobs import History, Job
-from treadle_worker.requests import RequestTable, RunningRequest
+from treadle_worker.generations import RunningGeneration
+from treadle_worker.jobs import GenerationJob, History
+from treadle_worker.requests import RequestTable
 
 ALPHABET = sorted(ByteLevel.alphabet())
 
@@ -35,18 +36,20 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def make(tokenizer: Tokenizer):
-    def running(history: History | None = None, *, epoch: int = 1, **fields) -> RunningRequest:
+    def running(history: History | None = None, *, epoch: int = 1, **fields) -> RunningGeneration:
         sampling = SamplingParams(max_new_tokens=50, **fields.pop("sampling", {}))
-        job = Job(RequestKeys("t", "r"), (1, 2, 3), sampling, **fields)
+        job = GenerationJob(
+            request=RequestKeys("t", "r"), prompt_token_ids=(1, 2, 3), sampling=sampling, **fields
+        )
         delivery = Delivery("lane", "1-0", b"")
-        return RunningRequest(
+        return RunningGeneration(
             job, delivery, epoch, tokenizer=tokenizer, history=history or History(), watchers={"g"}
         )
 
     return running
 
 
-def drained(request: RunningRequest) -> list[StreamEntry]:
+def drained(request: RunningGeneration) -> list[StreamEntry]:
     """Everything there is to write, as if each write arrived at once."""
     entries = []
     while (outgoing := request.outgoing()) is not None:
@@ -60,7 +63,7 @@ def drained(request: RunningRequest) -> list[StreamEntry]:
     return entries
 
 
-def step(request: RunningRequest, index: int, ids: list[int], **fields) -> bool:
+def step(request: RunningGeneration, index: int, ids: list[int], **fields) -> bool:
     return request.accept(
         SequenceOutput(request_id=request.engine_id, first_index=index, token_ids=ids, **fields)
     )
@@ -221,7 +224,7 @@ def test_only_more_of_an_answer_that_flows_may_gather(make, tokenizer):
     assert not again.may_gather, "the first tokens after a takeover are waited for"
 
 
-def drained_on(request: RunningRequest) -> list[StreamEntry]:
+def drained_on(request: RunningGeneration) -> list[StreamEntry]:
     entries = []
     while not entries or not entries[-1].HasField("terminal"):
         entries.append(codec.decode(StreamEntry, request.outgoing().data))
