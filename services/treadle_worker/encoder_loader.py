@@ -27,9 +27,8 @@ _log = logging.getLogger(__name__)
 def load_encoder_engine(start: EngineStart) -> EncoderEngine:
     """Reads the model.
 
-    Raises OSError and ValueError for a folder that is no encoder of ours, FailedPrecondition for a quantisation
-    that encoders do not have, and MemoryError, with the figures, where the weights or the largest step do not
-    fit.
+    Raises what `load_encoder` does for a folder that is no encoder of ours, and for a quantisation that
+    encoders do not have; MemoryError, with the figures, where the weights or the largest step do not fit.
     """
     if start.num_threads is not None:
         torch.set_num_threads(start.num_threads)
@@ -38,9 +37,7 @@ def load_encoder_engine(start: EngineStart) -> EncoderEngine:
     use(device)
     folder, kernels, quantization = Path(start.model_folder), start.kernels, start.quantization
     check_room(folder, dtype, device, quantization=quantization, kernels=kernels)
-    model = load_encoder(
-        folder, getattr(torch, dtype), device, quantization=quantization, kernels=kernels
-    )
+    model = load_encoder(folder, getattr(torch, dtype), device, quantization=quantization, kernels=kernels)
     config, budget = model.config, start.max_num_batched_task_tokens
     with torch.inference_mode():
         warm_up(model, min(budget, WARM_ROWS))
@@ -86,6 +83,6 @@ def check_largest_step(runner: EncoderRunner, max_num_batched_tokens: int, max_m
             runner.run([TextWork(text, asks)] * (tokens // length))
     except torch.OutOfMemoryError as error:
         raise MemoryError(
-            f"a step of max_num_batched_task_tokens = {max_num_batched_tokens}, and of a text of {max_model_len} "
-            f"tokens, does not fit: {error}; give the encoder fewer of either"
+            f"a step of max_num_batched_task_tokens = {max_num_batched_tokens}, or of a text of "
+            f"{max_model_len} tokens, does not fit: {error}; give the encoder fewer of either"
         ) from error

@@ -62,7 +62,9 @@ class EncoderRunner:
         release(self.device)
 
 
-def _embeddings(hidden_TE: Tensor, lengths: tuple[int, ...], works: Sequence[TextWork]) -> list[Result | None]:
+def _embeddings(
+    hidden_TE: Tensor, lengths: tuple[int, ...], works: Sequence[TextWork]
+) -> list[Result | None]:
     results: list[Result | None] = [None] * len(works)
     firsts = [work.text.first for work in works]
     for pooling, pooled in _groups([work.task.pooling for work in works]):
