@@ -35,6 +35,8 @@ from treadle_worker.engine_protocol import (
     Task,
     TaskInput,
     TaskOutput,
+    Turn,
+    TurnOver,
 )
 
 EOS = 256
@@ -112,6 +114,8 @@ class FakeEngine:
         self._active: dict[str, tuple[AddRequest, int]] = {}
         self._tasks: dict[str, tuple[AddTask, int]] = {}
         self._admitted: list[str] = []
+        self.has_turn = True
+        self._num_overs = 0
         self._dead = False
         self._work = asyncio.Event()
         self._steps = 0
@@ -138,6 +142,10 @@ class FakeEngine:
             elif isinstance(command, AddTask):
                 self.asked.append(command)
                 self._tasks[command.request_id] = command, command.inputs[0].token_ids[0]
+            elif isinstance(command, Turn):
+                self.has_turn = command.granted
+                self._num_overs += not command.granted
+                continue
             else:
                 assert isinstance(command, AbortRequest)
                 self.aborted.append(command.request_id)
@@ -165,7 +173,12 @@ class FakeEngine:
         while not self._dead:
             await self._work.wait()
             self._work.clear()
-            while self.active and not self._dead:
+            while not self._dead:
+                while self._num_overs:
+                    self._num_overs -= 1
+                    yield TurnOver()
+                if not (self.active and self.has_turn):
+                    break
                 await asyncio.sleep(self.step_s)
                 yield self._step()
         yield Failed(message="killed by the test")
