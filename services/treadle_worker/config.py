@@ -8,7 +8,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from treadle.models.profile import ServingProfile, served_dtype
-from treadle.models.serving_memory import DEFAULT_BATCHED_TOKENS, DEFAULT_BLOCK_SIZE
+from treadle.models.serving_memory import (
+    DEFAULT_BATCHED_TOKENS,
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_ENCODER_TOKENS,
+)
 from treadle.security import TransportConfig
 from treadle.transfer.config import NodeCacheConfig
 from treadle_worker.models.device_turns import DEFAULT_TASK_SHARE
@@ -49,13 +53,13 @@ class EngineConfig(BaseSettings):
     """Requests that run at once."""
     max_num_batched_tokens: int = Field(default=DEFAULT_BATCHED_TOKENS, ge=16, le=65536)
     """Token budget of a step: prefill chunks and decodes together."""
-    max_num_batched_task_tokens: int = Field(default=2048, ge=16, le=65536)
+    max_num_batched_task_tokens: int = Field(default=DEFAULT_ENCODER_TOKENS, ge=16, le=65536)
     """Token budget of an encoder's step; attention within long texts counts as more tokens. A text that alone
     takes more is a step of its own."""
     max_inter_token_ms: float = Field(default=200.0, ge=0)
     """What a step may take where somebody waits for the next token: prompts get what is left of it, by what
-    steps took before, and at least 16 tokens. An encoder's step takes half of it at most, by the same measure,
-    while another engine uses the device. 0: no such bound."""
+    steps took before, and at least 16 tokens. An encoder's step takes half of it at most while another engine
+    uses the device. 0: no such bound."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Prompt and answer together; unset: the model's context."""
     enable_prefix_caching: bool = True

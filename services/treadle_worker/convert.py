@@ -9,6 +9,7 @@ from treadle.api.registry.v1 import artifact_pb2, deployment_pb2, lease_pb2
 from treadle.api.worker.v1 import queue_pb2, worker_pb2
 from treadle.deployments import ServingConfiguration
 from treadle.errors import TreadleError
+from treadle.models.families import ENCODERS
 from treadle.models.stored_folder import StoredFile, StoredFolder
 from treadle.rpc import to_status
 from treadle_worker.engine_protocol import EngineStats, Ready
@@ -38,6 +39,7 @@ def to_artifact(message: artifact_pb2.Artifact) -> Artifact:
         message.compute_digest,
         message.tokenizer_digest,
         StoredFolder(Path(message.location), message.digest, files),
+        is_encoder=message.facts.model_type in ENCODERS,
     )
 
 

@@ -50,8 +50,8 @@ class Runner(Protocol):
     def run(self, works: Sequence[TextWork]) -> list[Result | None]:
         """What is asked of each text, in their order; None where the model's numbers are not finite.
 
-        "embed", and "rank" by embeddings: float32 [dimensions]. "classify": float32 [labels]. "rank" by a head:
-        float32 [1]. "tag": 8 bytes a token, as queue.proto's TagWork lays them out.
+        "embed", and "rank" by embeddings: float32 [dimensions]. "classify", and "rank" by a head: float32
+        [labels]. "tag": 8 bytes a token, as queue.proto's TagWork lays them out.
         """
         ...
 
@@ -96,7 +96,7 @@ def tasks_of(config: EncoderConfig) -> tuple[Task, ...]:
 class EncoderEngine:
     """Takes tasks apart into texts, computes them in batches, and puts results together in the inputs' order.
 
-    A task that cannot be computed ends alone, with an error. An exception out of the runner says nothing about
+    A task that cannot be computed ends alone, with an error. An exception out of the runner says nothing of
     any one task: it leaves `step`, and the engine must not go on.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from treadle.models.profile import served_dtype
 from treadle.nn.linear import warm_up
 from treadle.nn.llama import LlamaForCausalLM
 from treadle.nn.loader import load_model
@@ -40,10 +41,11 @@ def load_engine(start: EngineStart) -> Engine:
     """
     if start.num_threads is not None:
         torch.set_num_threads(start.num_threads)
-    device, dtype = choose_device(start.device), getattr(torch, start.dtype)
+    device, dtype_name = choose_device(start.device), served_dtype(start.dtype, is_encoder=False)
+    dtype = getattr(torch, dtype_name)
     use(device)
     folder, kernels, quantization = Path(start.model_folder), start.kernels, start.quantization
-    check_room(folder, start.dtype, device, quantization=quantization, kernels=kernels)
+    check_room(folder, dtype_name, device, quantization=quantization, kernels=kernels)
     model = load_model(folder, dtype, device, quantization=quantization, kernels=kernels)
     with torch.inference_mode():
         warm_up(model, min(start.max_num_batched_tokens, WARM_ROWS))

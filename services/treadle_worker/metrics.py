@@ -94,7 +94,7 @@ class WorkerMetrics:
             "engine_turn_waited_seconds", "In which the engine had work and another one had the device."
         )
         self.task_inputs = counter(
-            "task_inputs", "Texts, and pairs of them, that were embedded, classified, tagged, …", "task"
+            "task_inputs", "Texts, or pairs of them, that were computed for a task.", "task"
         )
         self.task_tokens = counter("task_tokens", "Tokens of those texts.", "task")
         self.queue_time = histogram(

@@ -25,6 +25,8 @@ Say = Callable[[bool], None]
 
 QUANTUM_S = 0.05
 """How long an engine keeps the turn while another waits, but for the step that it is in."""
+_SHORTEST_S = 0.001
+"""Between two looks who is due."""
 DEFAULT_TASK_SHARE = 0.5
 
 
@@ -48,7 +50,7 @@ class _Group:
     passed: float = 0.0
     """Seconds that they used together, over their share."""
     floor: float = 0.0
-    """What an engine that comes back is taken to have used at least: as much as whoever used least of them."""
+    """What an engine that comes back is taken to have used at least: as much as whoever used least."""
     seats: list[Seat] = field(default_factory=list)
 
     def wanting(self) -> list[Seat]:
@@ -63,8 +65,8 @@ class Seat:
         self.wants = False
         """Whether the engine has something to compute."""
         self.owes_from = math.inf
-        """Since when the engine owes a sign of life: it has the turn and work, or is to give the turn back. Who
-        waits for the turn, or for work, owes none."""
+        """Since when the engine owes a sign of life: it has the turn and work, or is to give the turn back.
+        Who waits for the turn, or for work, owes none."""
         self._device = device
         self._say = say
         self._passed = 0.0
@@ -182,7 +184,7 @@ class DeviceTurns:
         elif not holder.wants:
             self._take()
         elif self._timer is None:
-            self._timer = self._clock.call_at(self._granted_at + self._quantum_s, self._quantum_over)
+            self._look_at(self._granted_at + self._quantum_s)
 
     def _quantum_over(self) -> None:
         self._timer = None
@@ -191,10 +193,21 @@ class DeviceTurns:
         if holder is None or self._is_taken:
             return
         if self._due() is holder:
-            self._granted_at = self._clock.time()
-            self._decide()
+            left_s = max(_SHORTEST_S, min(self._quantum_s, self._until_due(holder)))
+            self._look_at(self._clock.time() + left_s)
         else:
             self._take()
+
+    def _look_at(self, when: float) -> None:
+        self._timer = self._clock.call_at(when, self._quantum_over)
+
+    def _until_due(self, holder: Seat) -> float:
+        """How long the holder is still due before another one that waits, in seconds."""
+        mine = self._groups[holder.kind]
+        groups = [group for group in self._groups.values() if group is not mine and group.wanting()]
+        others = [(group.passed - mine.passed) * mine.share for group in groups]
+        others += [seat._passed - holder._passed for seat in mine.wanting() if seat is not holder]
+        return min(others)
 
     def _take(self) -> None:
         """Tells the holder that its turn ends with its step."""

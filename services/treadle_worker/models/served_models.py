@@ -60,8 +60,8 @@ class ServedModels:
         self._taking_up = TakingUp(self._candidates, self._take_up)
         self._woken = asyncio.Event()
         self._encoders: set[str] = set()
-        """Digests of artifacts that proved to be encoders. A model is taken for a decoder until it is known: its
-        claim may be another then, with the dtype that "auto" means for it."""
+        """Digests of artifacts that proved to be encoders. A model is taken for a decoder until it is known;
+        then its claim may be another, with the dtype that "auto" means for it."""
         self._claims: list[Claim] = []
         self._holdings: dict[Claim, Holding] = {}
         self._hosts: dict[HostKey, ModelHost] = {}

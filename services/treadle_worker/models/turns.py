@@ -1,4 +1,4 @@
-"""Turns at the devices of a worker, for its engines: what `device_turns` decides is sent, what comes is told."""
+"""Turns at the devices of a worker: engines are told what `device_turns` decides, and it what they say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 from treadle.errors import Unavailable
 from treadle_worker.engine_protocol import EngineCommand, EngineEvent, Ready, Turn, TurnOver
-from treadle_worker.models.device_turns import DEFAULT_TASK_SHARE, DeviceTurns, Seat
+from treadle_worker.models.device_turns import DEFAULT_TASK_SHARE, DeviceTurns, Kind, Seat
 
 
 class Engine(Protocol):
@@ -36,7 +36,7 @@ class Turns:
         """
         turns = self.devices.get(device)
         if turns is None:
-            shares = {"generate": 1 - self._task_share, "task": self._task_share}
+            shares: dict[Kind, float] = {"generate": 1 - self._task_share, "task": self._task_share}
             turns = self.devices[device] = DeviceTurns(shares, asyncio.get_running_loop())
         outbox: list[bool] = []
         said = asyncio.Event()

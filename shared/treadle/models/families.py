@@ -29,7 +29,9 @@ _ENCODERS: Mapping[str, _Encoder] = {
     "distilbert": _Encoder(distilbert.parse, distilbert.NAMES),
 }
 
-MODEL_TYPES = (*DECODERS, *_ENCODERS)
+ENCODERS = tuple(_ENCODERS)
+"""Those that see a text whole, and generate nothing."""
+MODEL_TYPES = (*DECODERS, *ENCODERS)
 """All that can be served."""
 
 

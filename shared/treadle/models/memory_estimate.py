@@ -12,6 +12,7 @@ from treadle.models.element_sizes import DTYPE_BYTES
 from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import AnyConfig, module_tree
 from treadle.models.module_tree import ModuleTree
+from treadle.models.profile import DEFAULT_DTYPE, DEFAULT_ENCODER_DTYPE
 from treadle.models.quantized_weights import QUANTIZATIONS, quantized_bytes
 from treadle.models.serving_memory import CACHE_DTYPES, cache_bytes, encoder_step_bytes, step_bytes
 from treadle.models.training_memory import (
@@ -22,8 +23,6 @@ from treadle.models.training_memory import (
     saved_bytes,
 )
 
-DEFAULT_DTYPE = "bfloat16"
-DEFAULT_ENCODER_DTYPE = "float32"
 _MOST_TOKENS = 1 << 24
 _MOST_BATCH = 1 << 16
 _MOST_RANK = 1 << 14

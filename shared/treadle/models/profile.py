@@ -6,6 +6,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
+DEFAULT_DTYPE = "bfloat16"
+DEFAULT_ENCODER_DTYPE = "float32"
+"""Encoders are small, and their vectors are compared in the fourth digit."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServingProfile:
@@ -27,10 +31,7 @@ class ServingProfile:
 
 
 def served_dtype(asked: str, *, is_encoder: bool) -> str:
-    """The dtype that "auto" means for a model; any other is taken as it is.
-
-    Encoders are small, and their vectors are compared in the fourth digit: they stay float32.
-    """
+    """The dtype that "auto" means for a model; any other is taken as it is."""
     if asked != "auto":
         return asked
-    return "float32" if is_encoder else "bfloat16"
+    return DEFAULT_ENCODER_DTYPE if is_encoder else DEFAULT_DTYPE

@@ -12,15 +12,18 @@ from pathlib import Path
 import fake_engine as fake
 import pytest
 from fake_registry import FakeRegistry
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from treadle.api.worker.v1.queue_pb2 import LaneEntry, StreamEntry, Terminal
+from treadle.api.worker.v1.queue_pb2 import LaneEntry, StreamEntry, TaskWork, Terminal
 from treadle.models.profile import ServingProfile
 from treadle.queue.connection import connect
 from treadle.queue.keys import RequestKeys
 from treadle.queue.log import read_log
 from treadle.queue.submission import submit
+from treadle.telemetry.service import Telemetry
 from treadle_worker.config import EngineConfig, WorkerConfig
+from treadle_worker.engine_protocol import TaskInput
 from treadle_worker.jobs import Artifact
 from treadle_worker.worker import Worker
 
@@ -122,6 +125,12 @@ class Bench:
     worker: Worker
     engines: list[fake.FakeEngine]
     readiness: list[bool]
+    registry: CollectorRegistry
+
+    def counted(self, name: str, **labels: str) -> float:
+        """What a metric of the worker says of its model."""
+        found = self.registry.get_sample_value(f"treadle:{name}", {"model_name": "toy", **labels})
+        return 0.0 if found is None else found
 
     @property
     def engine(self) -> fake.FakeEngine:
@@ -133,7 +142,9 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
     """Makes running workers: `async with bench(step_s=…, max_claimed=…) as one`."""
 
     @contextlib.asynccontextmanager
-    async def running(step_s: float = 0.001, **settings) -> AsyncIterator[Bench]:
+    async def running(
+        step_s: float = 0.001, engine: dict[str, object] | None = None, **settings
+    ) -> AsyncIterator[Bench]:
         engines: list[fake.FakeEngine] = []
         readiness: list[bool] = []
 
@@ -141,14 +152,14 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
         registry = FakeRegistry({"sha256:a": artifact}, {"toy": "sha256:a"})
 
         async def start_engine(folder: Path, config: EngineConfig) -> fake.FakeEngine:
-            engines.append(fake.FakeEngine(step_s))
+            engines.append(fake.FakeEngine(step_s, **(engine or {})))
             return engines[-1]
 
         async def set_ready(ready: bool) -> None:
             readiness.append(ready)
 
         defaults = {"name": "w", "models": ("toy",), "TREADLE_REDIS_URL": redis_url}
-        config = WorkerConfig(**(defaults | settings))
+        config, telemetry = WorkerConfig(**(defaults | settings)), Telemetry()
         worker = Worker(
             config,
             EngineConfig(),
@@ -156,6 +167,7 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
             watch=registry.watch,
             start_engine=start_engine,
             set_ready=set_ready,
+            telemetry=telemetry,
         )
         async with worker.running():
             async with asyncio.timeout(10):
@@ -163,7 +175,7 @@ def bench(redis_url: str, folder: Path) -> Callable[..., contextlib.AbstractAsyn
                     if worker.state == "ready":
                         break
                     await asyncio.sleep(0.005)
-            yield Bench(worker, engines, readiness)
+            yield Bench(worker, engines, readiness, telemetry.registry)
 
     return running
 
@@ -187,5 +199,28 @@ def ask(redis: Redis) -> Callable[..., object]:
         )
         assert await submit(redis, entry, lane_limit=1000)
         return prompt
+
+    return submitted
+
+
+@pytest.fixture
+def ask_task(redis: Redis) -> Callable[..., object]:
+    """Submits a task as a gateway does, of so many steps; returns its answer."""
+
+    async def submitted(
+        request_id: str, steps: int = 2, *, work: dict[str, object] | None = None, **fields
+    ) -> bytes:
+        inputs = [{"token_ids": [steps, place + 1, *request_id.encode()], "first": 1} for place in range(3)]
+        task = TaskWork(**({"inputs": inputs, "score": {}} if work is None else work))
+        entry = LaneEntry(
+            request_id=request_id,
+            tenant="default",
+            artifact_digest="sha256:a",
+            task=task,
+            gateway_id="g1",
+            **({"profile": PROFILE, "payload_digest": "d", "retention_ms": 20_000} | fields),
+        )
+        assert await submit(redis, entry, lane_limit=1000)
+        return fake.sums([TaskInput(token_ids=list(one.token_ids)) for one in task.inputs])
 
     return submitted

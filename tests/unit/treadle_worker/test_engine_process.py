@@ -29,6 +29,8 @@ from treadle_worker.engine_protocol import (
     Shutdown,
     StepOutputs,
     TaskInput,
+    Turn,
+    TurnOver,
 )
 from treadle_worker.framing import FrameSocket
 
@@ -146,6 +148,29 @@ def test_it_loads_serves_and_shuts_down(served, engine):
     thread.join(timeout=20)
     assert not thread.is_alive()
     assert engine.closed
+
+
+def test_without_the_turn_it_takes_commands_and_makes_no_step(served, engine):
+    frames, _ = served
+    start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
+    frames.send(msgspec.msgpack.encode(start))
+    said: list[EngineEvent] = []
+    while not (said and isinstance(said[-1], Ready)):
+        said += events(frames, 1)
+    say(frames, Turn(granted=False), add("waits"))
+    over, report = events(frames, 2)
+    assert isinstance(over, TurnOver)
+    assert report.stats == EngineStats(num_commands=1)
+    assert engine.num_yields == 1
+    say(frames, AbortRequest(request_id="waits"), add("next"))
+    assert events(frames, 1)[0].stats.num_commands == 3
+    assert engine.left == 5
+    say(frames, Turn(granted=True))
+    steps = events(frames, 5)
+    assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
+    say(frames, Turn(granted=False), Turn(granted=True), Turn(granted=False))
+    assert events(frames, 2) == [TurnOver(), TurnOver()]
+    assert engine.left == 0
 
 
 def test_commands_that_came_while_it_loaded_are_kept(served, engine):
