@@ -145,9 +145,7 @@ def write_encoder(
     raw = encoder_config() if raw is None else raw
     tensors = canonical_tensors(raw) if tensors is None else tensors
     folder.mkdir(parents=True)
-    beside = {"config.json": raw, "tokenizer.json": TOKENIZER, "tokenizer_config.json": {}} | dict(
-        files or {}
-    )
+    beside = {"config.json": raw, "tokenizer.json": TOKENIZER} | dict(files or {})
     for name, content in beside.items():
         if content is not None:
             (folder / name).parent.mkdir(exist_ok=True)
