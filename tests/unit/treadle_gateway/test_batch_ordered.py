@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ async def test_the_order_is_kept_while_later_items_are_ready_first(rng: random.R
 
     batch = Batch(Source(300).items(), answer, limit=7, ordered=True)
     assert [item async for item in batch.answers()] == list(range(300))
-    overtaken = sum(1 for one, other in zip(ended, ended[1:], strict=False) if other < one)
+    overtaken = sum(other < one for one, other in pairwise(ended))
     assert overtaken > 10
     assert 2 < most <= 7
     print(f"{overtaken} of 300 were ready after one behind them; at most {most} ran at once")

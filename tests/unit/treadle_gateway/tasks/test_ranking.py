@@ -39,7 +39,7 @@ async def test_the_document_is_cut_and_never_the_query(plan):
 @pytest.mark.parametrize("truncate", [False, True])
 async def test_a_query_that_leaves_no_room_is_refused(plan, facts, truncate):
     task = RerankTask(query="word " * 30, documents=("this",), truncate=truncate)
-    with pytest.raises(InvalidArgument, match="query: .* never cut") as caught:
+    with pytest.raises(InvalidArgument, match=r"query: .* never cut") as caught:
         await plan(ranking, task, **facts)
     assert [one.field for one in caught.value.fields] == ["query"]
 

@@ -9,10 +9,14 @@ import pytest
 from tokenizers import Tokenizer
 
 from treadle.errors import FailedPrecondition, Internal, InvalidArgument
+from treadle_gateway.artifact import Artifact, GenerationDefaults
+from treadle_gateway.deadlines import Deadline
 from treadle_gateway.encoded import EncodedText, EncodedTexts
 from treadle_gateway.generation import TokenPrompt
+from treadle_gateway.models import ServedModel
 from treadle_gateway.tasks import scoring
 from treadle_gateway.tasks.task import ScoreInput, ScoreTask
+from treadle_gateway.tasks.texts import TextEncoder
 
 
 def task(*inputs: ScoreInput) -> ScoreTask:
@@ -52,7 +56,7 @@ async def test_no_context_is_the_token_that_texts_begin_with(plan, defaults, fir
 
 async def test_without_such_a_token_a_context_is_asked_for(plan):
     with pytest.raises(FailedPrecondition, match=r"inputs\[1\].context.*send a context") as caught:
-        await plan(scoring, task(ScoreInput("a", "b"), ScoreInput("", "one")))
+        await plan(scoring, task(ScoreInput("a", " b"), ScoreInput("", "one")))
     assert caught.value.reason == "NO_BEGINNING_TOKEN"
     assert [one.field for one in caught.value.fields] == ["inputs[1].context"]
 
@@ -115,11 +119,6 @@ class Packaged:
 
 
 async def test_ids_are_the_harness_ones_for_a_real_tokenizer(rng: random.Random, smollm2_folder):
-    from treadle_gateway.artifact import Artifact, GenerationDefaults
-    from treadle_gateway.deadlines import Deadline
-    from treadle_gateway.models import ServedModel
-    from treadle_gateway.tasks.texts import TextEncoder
-
     real = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
     words = "The capital of France is Paris , it said . 2024 naïve 漢字 \n\n def f(x):  return".split(" ")
     pairs = []
