@@ -22,7 +22,7 @@ def prompt_field(prompt: Prompt | None) -> str:
 
 
 def check_task(task: str, model: ServedModel, field: str) -> None:
-    """Raises FailedPrecondition (TASK_NOT_SUPPORTED), naming what the model can do, where it cannot do `task`."""
+    """Raises FailedPrecondition (TASK_NOT_SUPPORTED), naming what the model can do, unless it can `task`."""
     tasks = model.artifact.facts.tasks
     if task not in tasks:
         able = ", ".join(tasks)

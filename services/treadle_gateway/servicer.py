@@ -33,7 +33,6 @@ class InferenceServicer(TaskMethods, inference_pb2_grpc.InferenceServiceServicer
     def __init__(self, inference: Inference, tasks: Tasks, *, max_batch_in_flight: int) -> None:
         super().__init__(tasks, max_batch_in_flight=max_batch_in_flight)
         self._inference = inference
-        self._max_batch_in_flight = max_batch_in_flight
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:  # noqa: N802
         """The whole answer at once."""
@@ -70,7 +69,7 @@ class InferenceServicer(TaskMethods, inference_pb2_grpc.InferenceServiceServicer
     ) -> AsyncIterator[pb.BatchGenerateResponse]:
         """Answers as they are ready."""
         answer = partial(self._answer_item, context)
-        batch = Batch(aiter(request_iterator), answer, limit=self._max_batch_in_flight)
+        batch = Batch(aiter(request_iterator), answer, limit=self._max_in_flight)
         when_over(context, batch.close)
         async for response in batch.answers():
             yield response

@@ -76,35 +76,40 @@ class TaskMethods:
         """Log-probabilities of continuations."""
         return await self._alone(SCORE, request, context)
 
-    def EmbedStream(  # noqa: N802
+    async def EmbedStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.EmbedStreamRequest | Undecodable], context: Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         """Many of Embed."""
-        return self._stream(EMBED, request_iterator, context)
+        async for response in self._stream(EMBED, request_iterator, context):
+            yield response
 
-    def ClassifyStream(  # noqa: N802
+    async def ClassifyStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ClassifyStreamRequest | Undecodable], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
         """Many of Classify."""
-        return self._stream(CLASSIFY, request_iterator, context)
+        async for response in self._stream(CLASSIFY, request_iterator, context):
+            yield response
 
-    def TagStream(  # noqa: N802
+    async def TagStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.TagStreamRequest | Undecodable], context: Context
     ) -> AsyncIterator[pb.TagStreamResponse]:
         """Many of Tag."""
-        return self._stream(TAG, request_iterator, context)
+        async for response in self._stream(TAG, request_iterator, context):
+            yield response
 
-    def RerankStream(  # noqa: N802
+    async def RerankStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.RerankStreamRequest | Undecodable], context: Context
     ) -> AsyncIterator[pb.RerankStreamResponse]:
         """Many of Rerank."""
-        return self._stream(RERANK, request_iterator, context)
+        async for response in self._stream(RERANK, request_iterator, context):
+            yield response
 
-    def ScoreStream(  # noqa: N802
+    async def ScoreStream(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest | Undecodable], context: Context
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
         """Many of Score."""
-        return self._stream(SCORE, request_iterator, context)
+        async for response in self._stream(SCORE, request_iterator, context):
+            yield response
 
     async def _alone(self, method: Method[Asked, Answered], request: Asked, context: Context) -> Answered:
         run = self._tasks.run(method.to_task(request, current_principal()), context.time_remaining())

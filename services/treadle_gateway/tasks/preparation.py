@@ -45,7 +45,7 @@ class TaskPreparation:
         self._limits = limits
 
     async def prepare(self, task: Task, request_id: str, deadline: Deadline) -> Prepared:
-        """The task for the model that answers now; raises whatever is wrong with it, its model or its time."""
+        """The task for the model that answers now; raises what is wrong with it, its model or its time."""
         for _ in range(_TRIES):
             model = await deadline.bound(self._find(task.context, request_id))
             prepared = await self._for(task, model, deadline)

@@ -36,21 +36,22 @@ async def encode_prompted(
 
     options = EncodeOptions(encoder.cut(truncate), special_tokens=skips)
     encoded = list(await encoder.encode(asked, options, field))
-    first = _length(encoded.pop()) if skips else 0
+    first, behind = _length(encoded.pop()) if skips else (0, 0)
     inputs = []
     for name, one in zip(fields, encoded, strict=True):
         inputs.append(encoder.work_input(name, one, first=first, way_out=way_out))
-        if first >= len(one.ids):
-            description = (
-                f"the prompt before it takes all of its {len(one.ids)} tokens; choose another prompt"
+        if skips and first + behind >= len(one.ids):
+            raise invalid_field(
+                name,
+                f"has no token of its own among its {len(one.ids)}: the prompt takes them; choose another",
             )
-            raise invalid_field(name, description)
     return inputs
 
 
-def _length(prompt: EncodedText) -> int:
-    """The tokens that a prompt puts before a text, the special ones at its beginning included.
+def _length(prompt: EncodedText) -> tuple[int, int]:
+    """The tokens that a prompt puts before a text, special ones at its beginning included; and one behind.
 
     As sentence-transformers counts them: those of the prompt alone, but for a special one at its end.
     """
-    return len(prompt.ids) - (1 if len(prompt.special) and prompt.special[-1] else 0)
+    behind = 1 if len(prompt.special) and prompt.special[-1] else 0
+    return len(prompt.ids) - behind, behind

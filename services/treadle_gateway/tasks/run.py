@@ -47,7 +47,8 @@ class TaskRun(Hold):
         self._prepared: Prepared | None = None
 
     async def answer(self) -> TaskAnswer:
-        """The answer; raises what the task ended with, DeadlineExceeded, and Internal for a result that is none."""
+        """The answer; raises what the task ended with, Internal for a result that is none, and
+        DeadlineExceeded."""
         with self._held():
             result = await self._result(await self._enter(self._prepare))
             prepared = await self._prepared_for(result)

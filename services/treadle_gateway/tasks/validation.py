@@ -124,9 +124,9 @@ def _check_score_input(found: Violations, field: str, one: ScoreInput) -> None:
     has_ids = one.continuation_ids is not None
     if not has_ids and not one.continuation:
         found.add(f"{field}.continuation", "must not be empty; send at least a word, or its token ids")
-    elif has_ids and one.context:
+    elif has_ids and one.context and one.context_ids is None:
         found.add(f"{field}.context", "must be ids where the continuation is; send context_token_ids")
-    elif not has_ids and one.context_ids is not None:
+    elif not has_ids and one.context_ids is not None and not one.context:
         found.add(f"{field}.context_token_ids", "must be text where the continuation is; send context")
 
 
