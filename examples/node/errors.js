@@ -6,6 +6,8 @@
 import { codeName, decode } from './contract.js'
 
 const TRAILER = 'grpc-status-details-bin'
+// What a lost connection looks like when no service had a say in it.
+const LOST = ['UNAVAILABLE', 'UNKNOWN', 'INTERNAL', 'CANCELLED']
 
 export class TreadleError extends Error {
   /**
@@ -25,6 +27,11 @@ export class TreadleError extends Error {
     this.retryAfterMs = retryAfterMs
     /** False for what the transport says: nobody there, connection lost. */
     this.fromSuite = fromSuite
+  }
+
+  /** Whether the call was lost on its way, or nobody was there to take it: it may be made again. */
+  get isLoss() {
+    return this.code === 'UNAVAILABLE' || (!this.fromSuite && LOST.includes(this.code))
   }
 
   /** @param {import('@grpc/grpc-js').ServiceError} error of a failed call */

@@ -5,11 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { InferenceService } from './contract.js'
 import { connectionTo, settings } from './connection.js'
 import { TreadleError } from './errors.js'
-
-const TRIES = 6
-const LONGEST_PAUSE_MS = 2_000
-// What a lost connection looks like when no service had a say in it.
-const LOST = ['UNAVAILABLE', 'UNKNOWN', 'INTERNAL', 'CANCELLED']
+import { TRIES, pauseMs } from './retries.js'
 
 export class Gateway {
   #client
@@ -66,9 +62,8 @@ export class Gateway {
         return
       } catch (error) {
         const known = TreadleError.of(error)
-        const lost = known.code === 'UNAVAILABLE' || (!known.fromSuite && LOST.includes(known.code))
-        if (!lost || signal?.aborted || failures >= TRIES) throw known
-        const pause = Math.min(Math.max(100 * 2 ** failures, known.retryAfterMs ?? 0), LONGEST_PAUSE_MS)
+        if (!known.isLoss || signal?.aborted || failures >= TRIES) throw known
+        const pause = pauseMs(known, failures)
         if (Date.now() + pause >= deadline) throw known
         failures += 1
         await sleep(pause)

@@ -5,6 +5,7 @@ import { connectionTo, settings } from '../../examples/node/connection.js'
 import { TreadleError } from '../../examples/node/errors.js'
 import { Gateway } from '../../examples/node/gateway.js'
 import { reflect } from '../../examples/node/reflect.js'
+import { Tasks, vectors } from '../../examples/node/tasks.js'
 
 const say = (value) => console.log(JSON.stringify(value))
 
@@ -51,6 +52,26 @@ const COMMANDS = {
     for await (const { index, response, error } of gateway.batch(generations)) {
       if (error) say({ index, error: { code: error.code, fields: error.fields, reason: error.reason } })
       else say({ index, response })
+    }
+  },
+
+  /** Ordered streams of tasks; vectors as JSON's numbers. `failAfter` requests their source throws. */
+  async tasks(_, { method, requests, window, failAfter }) {
+    async function* source() {
+      for (const [index, request] of requests.entries()) {
+        if (index === failAfter) throw new TreadleError('CANCELLED', 'the source failed')
+        yield request
+      }
+    }
+    const tasks = new Tasks()
+    try {
+      for await (const { index, response, error } of tasks.stream(method, source(), { window })) {
+        if (error) say({ index, error: { code: error.code, reason: error.reason, fields: error.fields } })
+        else if (response.embeddings) say({ index, rows: vectors(response.embeddings).map((row) => [...row]) })
+        else say({ index, response })
+      }
+    } finally {
+      tasks.close()
     }
   },
 

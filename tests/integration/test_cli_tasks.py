@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from command import Command, ended
 from cutting_proxy import CuttingProxy
 from fake_inference import FakeInference, logprob_of, positive, serving, vector_of
 from waiting import until
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "python"
 
 
 @pytest.fixture
@@ -252,6 +255,22 @@ async def test_people_see_it_in_their_terminal(command, arguments, shows):
     assert process.returncode == 0, said
     for text in shows:
         assert text in seen.decode(), seen.decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("embed.py", "10 vectors of 8"), ("classify.py", "INVALID_ARGUMENT")]
+)
+async def test_the_examples_run(command, name, says):
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLES / name),
+        command.address,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    done = await ended(process)
+    assert says in done.stdout
+    assert len(done.stdout.splitlines()) in (4, 5)
 
 
 async def test_a_bar_is_shown_where_there_is_a_terminal(command, inference, tmp_path):

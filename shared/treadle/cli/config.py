@@ -14,3 +14,5 @@ class CliConfig(BaseSettings):
     """The gateway; empty: the suite that runs in TREADLE_HOME, else the default address."""
     registry_address: str = ""
     """The registry, likewise."""
+    tokenizer_address: str = ""
+    """The tokenizer, likewise; `treadle eval perplexity` asks it."""

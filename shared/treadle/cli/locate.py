@@ -5,6 +5,7 @@ from __future__ import annotations
 from treadle.cli.config import CliConfig
 from treadle.client.inference_connection import DEFAULT_ADDRESS
 from treadle.client.registry_connection import DEFAULT_REGISTRY_ADDRESS
+from treadle.client.tokenizer_client import DEFAULT_TOKENIZER_ADDRESS
 from treadle.local import Home, LocalConfig
 from treadle.security import Credentials, TransportConfig
 
@@ -22,6 +23,13 @@ def gateway_address(given: str = "") -> str:
 def registry_address(given: str = "") -> str:
     """ "host:port" of the registry."""
     return given or CliConfig().registry_address or running_suite().get("registry", DEFAULT_REGISTRY_ADDRESS)
+
+
+def tokenizer_address(given: str = "") -> str:
+    """ "host:port" of the tokenizer."""
+    return (
+        given or CliConfig().tokenizer_address or running_suite().get("tokenizer", DEFAULT_TOKENIZER_ADDRESS)
+    )
 
 
 def addresses(gateway: str = "") -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from treadle import __version__
-from treadle.cli import keys, models
+from treadle.cli import evaluate, keys, models
 from treadle.cli.chat import chat
 from treadle.cli.classify import classify
 from treadle.cli.console import show_error, tolerate_any_text
@@ -71,6 +71,7 @@ def build_app() -> typer.Typer:
     add_command(app, generate)
     for command in (embed, classify, tag, rerank, score):
         add_command(app, command)
+    app.add_typer(evaluate.build_app(), name="eval")
     app.add_typer(models.build_app(), name="models")
     app.add_typer(keys.build_app(), name="keys")
     return app

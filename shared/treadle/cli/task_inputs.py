@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import os
 import threading
@@ -21,6 +20,7 @@ MAX_LINE_BYTES = 8 << 20
 """A longer line is an error of its own; no more of it is kept."""
 _READ_BYTES = 256 << 10
 _BATCH_BYTES = 1 << 20
+_BATCHES_AHEAD = 2
 _JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -108,7 +108,9 @@ class LineReader(Generic[V]):
         self._parser = parser
         self._format = line_format
         self._batch_size = batch_size
-        self._queue: asyncio.Queue[list[Line[V]] | Exception | None] = asyncio.Queue(maxsize=2)
+        self._queue: asyncio.Queue[list[Line[V]] | Exception | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_BATCHES_AHEAD)
+        self._stopped = False
         self._next_index = 0
         status = os.fstat(self._descriptor)
         self.total_bytes = status.st_size if self._owned else None
@@ -122,32 +124,41 @@ class LineReader(Generic[V]):
             target=self._read, args=(asyncio.get_running_loop(),), name="lines", daemon=True
         )
         thread.start()
-        while (batch := await self._queue.get()) is not None:
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        try:
+            while (batch := await self._queue.get()) is not None:
+                self._room.release()
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            self._stopped = True
+            self._room.release()
 
     def _read(self, loop: asyncio.AbstractEventLoop) -> None:
-        def put(batch: list[Line[V]] | Exception | None) -> None:
-            asyncio.run_coroutine_threadsafe(self._queue.put(batch), loop).result()
+        def put(batch: list[Line[V]] | Exception | None) -> bool:
+            self._room.acquire()
+            if self._stopped:
+                return False
+            loop.call_soon_threadsafe(self._queue.put_nowait, batch)
+            return True
 
-        splitter = LineSplitter()
         try:
-            try:
-                while data := os.read(self._descriptor, _READ_BYTES):
-                    self.read_bytes += len(data)
-                    for batch in self._batched(splitter.feed(data)):
-                        put(batch)
-                for batch in self._batched(splitter.finish()):
-                    put(batch)
+            if all(put(batch) for batch in self._all_batches()):
                 put(None)
-            except OSError as error:
-                put(error)
-            finally:
-                if self._owned:
-                    os.close(self._descriptor)
-        except (RuntimeError, concurrent.futures.CancelledError):
-            return  # nobody takes them any more
+        except OSError as error:
+            put(error)
+        except RuntimeError:
+            return  # the loop is closed: nobody takes them any more
+        finally:
+            if self._owned:
+                os.close(self._descriptor)
+
+    def _all_batches(self) -> Iterator[list[Line[V]]]:
+        splitter = LineSplitter()
+        while data := os.read(self._descriptor, _READ_BYTES):
+            self.read_bytes += len(data)
+            yield from self._batched(splitter.feed(data))
+        yield from self._batched(splitter.finish())
 
     def _batched(self, lines: Iterator[bytes | None]) -> Iterator[list[Line[V]]]:
         batch: list[Line[V]] = []

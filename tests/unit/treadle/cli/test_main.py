@@ -27,7 +27,11 @@ def treadle(home: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "up", "status", "chat", "generate", "models import", "models rm"]
+    "command",
+    [
+        *["demo", "up", "status", "chat", "generate", "models import", "models rm", "embed", "classify"],
+        *["tag", "rerank", "score", "eval perplexity", "eval multiple-choice"],
+    ],
 )
 def test_every_command_explains_itself(tmp_path, command):
     result = treadle(tmp_path, *command.split(), "--help")
