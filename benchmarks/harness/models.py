@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,7 +83,7 @@ async def _packaged(alias: str) -> Path:
         registry = await Registry.open(_OURS.store)
     try:
         published = await registry.in_thread(import_package, registry.store, _PACKAGES[alias])
-        await registry.in_thread(registry.catalog.add_artifact, published.manifest.digest)
+        await registry.in_thread(registry.catalog.artifacts.add, published.manifest.digest, time.time())
         await registry.set_alias(alias, published.manifest.digest, "")
     finally:
         await registry.close()

@@ -22,10 +22,10 @@ def check_model(model: str) -> None:
         )
 
 
-def check_texts(texts: Sequence[TextOrPair], config: TokenizerConfig) -> int:
-    """The UTF-8 bytes of all of them."""
+def check_texts(texts: Sequence[TextOrPair], config: TokenizerConfig) -> list[int]:
+    """The UTF-8 bytes of each, with its pair."""
     _check_count(len(texts), config)
-    total = 0
+    totals = []
     for index, text in enumerate(texts):
         sizes = [_size(text)] if isinstance(text, str) else [_size(part) for part in text]
         if sum(sizes) > config.max_text_bytes:
@@ -35,13 +35,13 @@ def check_texts(texts: Sequence[TextOrPair], config: TokenizerConfig) -> int:
                 f"inputs[{index}].{field}",
                 f"must have at most {config.max_text_bytes} UTF-8 bytes with its pair; got {sum(sizes)}",
             )
-        total += sum(sizes)
-    if total > config.max_request_bytes:
+        totals.append(sum(sizes))
+    if (total := sum(totals)) > config.max_request_bytes:
         raise invalid_field(
             "inputs",
             f"must have at most {config.max_request_bytes} UTF-8 bytes in all; got {total}",
         )
-    return total
+    return totals
 
 
 def check_ids(rows: Sequence[Sequence[int]], config: TokenizerConfig) -> int:

@@ -13,7 +13,7 @@ from treadle.rpc.channel import MAX_MESSAGE_BYTES
 from treadle.text.tokenizer import TextOrPair
 from treadle_tokenizer.encoding import EncodeOptions, Padding, Row
 from treadle_tokenizer.models import Artifact, Model
-from treadle_tokenizer.windows import Truncation
+from treadle_tokenizer.windows import Strategy, Truncation
 
 
 def texts(inputs: Iterable[pb.EncodeInput]) -> list[TextOrPair]:
@@ -30,7 +30,18 @@ def encode_options(request: pb.EncodeRequest) -> EncodeOptions:
         offsets=request.return_offsets,
         type_ids=request.return_type_ids,
         attention_mask=request.return_attention_mask,
+        word_ids=request.return_word_ids,
+        sequence_ids=request.return_sequence_ids,
+        special_tokens_mask=request.return_special_tokens_mask,
     )
+
+
+_STRATEGIES = {
+    pb.TRUNCATION_STRATEGY_UNSPECIFIED: Strategy.LONGEST_FIRST,
+    pb.TRUNCATION_STRATEGY_LONGEST_FIRST: Strategy.LONGEST_FIRST,
+    pb.TRUNCATION_STRATEGY_ONLY_FIRST: Strategy.ONLY_FIRST,
+    pb.TRUNCATION_STRATEGY_ONLY_SECOND: Strategy.ONLY_SECOND,
+}
 
 
 def _truncation(request: pb.EncodeRequest) -> Truncation:
@@ -41,17 +52,23 @@ def _truncation(request: pb.EncodeRequest) -> Truncation:
         raise invalid_field(
             "truncation.stride", "is what windows share; set return_overflowing to get them, or leave it out"
         )
-    if message.return_overflowing:
+    strategy = _STRATEGIES.get(message.strategy)
+    if strategy is None:
+        raise invalid_field("truncation.strategy", f"is no strategy: {message.strategy}")
+    if message.return_overflowing and strategy == Strategy.LONGEST_FIRST:
         for index, entry in enumerate(request.inputs):
             if entry.HasField("pair"):
                 raise invalid_field(
-                    f"inputs[{index}].pair", "windows are of single texts only; leave return_overflowing out"
+                    f"inputs[{index}].pair",
+                    "windows of a pair are of one of its texts: set truncation.strategy to ONLY_FIRST or "
+                    "ONLY_SECOND, or leave return_overflowing out",
                 )
     return Truncation(
         max_length=message.max_length,
         left=_is_left(message.side, "truncation.side"),
         stride=message.stride,
         return_overflowing=message.return_overflowing,
+        strategy=strategy,
     )
 
 
@@ -69,22 +86,32 @@ def _is_left(side: pb.TruncationSide.ValueType, field: str) -> bool:
     return side == pb.TRUNCATION_SIDE_LEFT
 
 
-def encode_response(model: Model, rows: Iterable[Row]) -> pb.EncodeResponse:
-    """The answer; raises InvalidArgument where it would be larger than a message may be."""
+def encodings(rows: Iterable[Row]) -> pb.EncodeResponse:
+    """An answer with some of its rows."""
+    response = pb.EncodeResponse()
+    for row in rows:
+        encoding = response.encodings.add(input_index=row.input_index)
+        # Quicker than giving the lists to the constructor.
+        encoding.ids.extend(row.ids)
+        if row.offsets:
+            add = encoding.offsets.add
+            for start, end in row.offsets:
+                add(start=start, end=end)
+        encoding.type_ids.extend(row.type_ids)
+        encoding.attention_mask.extend(row.attention_mask)
+        encoding.word_ids.extend(row.word_ids)
+        encoding.sequence_ids.extend(row.sequence_ids)
+        encoding.special_tokens_mask.extend(row.special_tokens_mask)
+    return response
+
+
+def encode_response(model: Model, parts: Iterable[pb.EncodeResponse]) -> pb.EncodeResponse:
+    """The answer out of its parts; raises InvalidArgument where it would be larger than a message may be."""
     response = pb.EncodeResponse(
-        artifact_digest=model.artifact_digest,
-        tokenizer_digest=model.tokenizer.digest,
-        encodings=[
-            pb.Encoding(
-                ids=row.ids,
-                offsets=[pb.Offset(start=start, end=end) for start, end in row.offsets],
-                type_ids=row.type_ids,
-                attention_mask=row.attention_mask,
-                input_index=row.input_index,
-            )
-            for row in rows
-        ],
+        artifact_digest=model.artifact_digest, tokenizer_digest=model.tokenizer.digest
     )
+    for part in parts:
+        response.MergeFrom(part)
     if (size := response.ByteSize()) > MAX_MESSAGE_BYTES:
         raise InvalidArgument(
             f"the answer would have {size} bytes, at most {MAX_MESSAGE_BYTES} can be sent; send fewer inputs",

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from treadle.errors import ResourceExhausted
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece(Generic[T]):
+    """Work on an input of `size` bytes, in one go."""
+
+    work: Callable[[], T]
+    size: int
 
 
 class Lanes:
@@ -29,17 +38,48 @@ class Lanes:
 
         Work that nobody waits for any more is dropped if it has not begun.
         """
-        return await (self._ordinary if size < self._large_bytes else self._large).run(work)
+        return await self._lane(size).run(work)
+
+    async def run_all(self, pieces: Sequence[Piece[T]]) -> list[T]:
+        """The results of the pieces of one request, in their order.
+
+        At most as many of them as a lane has threads wait in it at once, so that requests of many pieces and
+        requests of one take turns. The first error ends the others; raises ResourceExhausted as `run`.
+        """
+        if len(pieces) == 1:
+            return [await self.run(pieces[0].work, size=pieces[0].size)]
+        results: dict[int, T] = {}
+        waiting: dict[_Lane, list[int]] = {}
+        for number, piece in enumerate(pieces):
+            waiting.setdefault(self._lane(piece.size), []).append(number)
+
+        async def go_through(lane: _Lane, numbers: Iterator[int]) -> None:
+            for number in numbers:
+                results[number] = await lane.run(pieces[number].work)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for lane, numbers in waiting.items():
+                    shared = iter(numbers)
+                    for _ in range(min(lane.threads, len(numbers))):
+                        group.create_task(go_through(lane, shared))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [results[number] for number in range(len(pieces))]
 
     def close(self) -> None:
         """Waits for what runs, drops what waits."""
         self._ordinary.close()
         self._large.close()
 
+    def _lane(self, size: int) -> _Lane:
+        return self._ordinary if size < self._large_bytes else self._large
+
 
 class _Lane:
     def __init__(self, name: str, threads: int, max_waiting: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self.threads = threads
         self._most = threads + max_waiting
         self._held = 0
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from treadle.errors import FailedPrecondition
 from treadle.text.template_pool import TemplatePool
 from treadle.text.tokenizer import TextOrPair
 from treadle_tokenizer import bounds, encoding
 from treadle_tokenizer.config import TokenizerConfig
-from treadle_tokenizer.encoding import EncodeOptions, Row
-from treadle_tokenizer.lanes import Lanes
+from treadle_tokenizer.encoding import EncodeOptions, Row, TokenBudget
+from treadle_tokenizer.lanes import Lanes, Piece
 from treadle_tokenizer.models import Model, Models
 
 T = TypeVar("T")
+_PIECE_BYTES = 32 << 10
+"""Of the texts that a thread encodes in one go: some milliseconds' work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +44,35 @@ class TextService:
         model: str,
         texts: Sequence[TextOrPair],
         options: EncodeOptions,
-        finish: Callable[[Model, list[Row]], T],
-    ) -> T:
-        """What `finish` makes of the encoded rows; it runs in the same thread, as rows can be long."""
+        finish: Callable[[list[Row]], T],
+    ) -> tuple[Model, list[T]]:
+        """What `finish` makes of the encoded rows, piece by piece of the request and in their order.
+
+        It runs in the threads that encode, as rows can be long.
+        """
         bounds.check_model(model)
-        size = bounds.check_texts(texts, self._config)
+        sizes = bounds.check_texts(texts, self._config)
         found = await self._models.get(model)
+        budget = TokenBudget(self._config.max_tokens)
 
-        def work() -> T:
-            rows = encoding.encode(found.tokenizer, texts, options, max_tokens=self._config.max_tokens)
-            return finish(found, rows)
+        def piece(start: int, stop: int) -> Piece[list[Row] | T]:
+            def work() -> list[Row] | T:
+                rows = encoding.encode(found.tokenizer, texts[start:stop], options, budget, first=start)
+                return finish(rows) if options.padding is None else rows
 
-        return await self._lanes.run(work, size=size)
+            return Piece(work, sum(sizes[start:stop]))
+
+        pieces = [piece(start, stop) for start, stop in _cuts(sizes)]
+        done: list[Any] = await self._lanes.run_all(pieces)
+        if options.padding is None:
+            return found, done
+        rows = [row for part in done for row in part]
+
+        def padded() -> T:
+            encoding.pad(found.tokenizer, rows, options, budget)
+            return finish(rows)
+
+        return found, [await self._lanes.run(padded, size=sum(sizes))]
 
     async def decode(
         self, model: str, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
@@ -75,9 +94,8 @@ class TextService:
     ) -> tuple[Model, list[int]]:
         """How many ids each text or pair has."""
         options = EncodeOptions(add_special_tokens=add_special_tokens)
-        return await self.encode(
-            model, texts, options, lambda found, rows: (found, [len(row.ids) for row in rows])
-        )
+        found, counts = await self.encode(model, texts, options, lambda rows: [len(row.ids) for row in rows])
+        return found, [count for part in counts for count in part]
 
     async def render_chat(
         self,
@@ -109,3 +127,15 @@ class TextService:
             lambda: found.tokenizer.encode(text, add_special_tokens=False), size=len(text)
         )
         return found, RenderedChat(text, ids)
+
+
+def _cuts(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """[start, stop) of the texts of each piece: as many as have `_PIECE_BYTES`, or one that is larger."""
+    cuts, start, held = [], 0, 0
+    for at, size in enumerate(sizes):
+        if at > start and held + size > _PIECE_BYTES:
+            cuts.append((start, at))
+            start, held = at, 0
+        held += size
+    cuts.append((start, len(sizes)))
+    return cuts

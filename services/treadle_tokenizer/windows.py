@@ -1,16 +1,25 @@
 """Truncation: which tokens of an encoded text or pair stay.
 
 Done here and not by the library, which keeps the settings in the tokenizer, where concurrent requests would
-see each other's. What stays is what Transformers keeps: special tokens always, and of a pair the longer
-text is cut first.
+see each other's. What stays is what Transformers keeps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
-from treadle.errors import invalid_field
+from treadle.errors import InvalidArgument, invalid_field
+
+
+class Strategy(Enum):
+    """Which text of a pair is cut."""
+
+    LONGEST_FIRST = "longest_first"
+    """The longer one down to the shorter's length, then both alike."""
+    ONLY_FIRST = "only_first"
+    ONLY_SECOND = "only_second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,22 +27,24 @@ class Truncation:
     """At most `max_length` tokens, special ones included, cut on the right or the left.
 
     With `return_overflowing`, what was cut off follows in windows of the same length, which have `stride`
-    tokens of the text in common.
+    tokens of the text in common; the other text of a pair is whole in each of them.
     """
 
     max_length: int
     left: bool = False
     stride: int = 0
     return_overflowing: bool = False
+    strategy: Strategy = Strategy.LONGEST_FIRST
 
 
-def windows(sequences: Sequence[int | None], truncation: Truncation) -> list[list[int]]:
+def windows(sequences: Sequence[int | None], truncation: Truncation, *, of: int) -> list[list[int]]:
     """The positions of the tokens of each window, the first of them the truncated text itself.
 
-    `sequences` says for each token which text it is from, 0 or 1, and None for a special token.
-    Raises InvalidArgument where the special tokens leave no room.
+    `sequences` says for each token which text it is from, 0 or 1, and None for a special token; `of` is the
+    input's index, for errors. Raises InvalidArgument where special tokens, or the text that must stay
+    whole, leave no room.
     """
-    positions = [[at for at, of in enumerate(sequences) if of == text] for text in (0, 1)]
+    positions = [[at for at, text in enumerate(sequences) if text == which] for which in (0, 1)]
     lengths = [len(positions[0]), len(positions[1])]
     num_special = len(sequences) - sum(lengths)
     room = truncation.max_length - num_special
@@ -44,20 +55,25 @@ def windows(sequences: Sequence[int | None], truncation: Truncation) -> list[lis
             "truncation.max_length",
             f"must be more than the {num_special} special tokens; got {truncation.max_length}",
         )
-    if lengths[1]:
+    if truncation.strategy == Strategy.LONGEST_FIRST and lengths[1]:
         shares = _shares(lengths, room)
         kept = [_cut(positions[text], shares[text], truncation.left) for text in (0, 1)]
-        return [_with_special(sequences, {*kept[0], *kept[1]})]
+        return [_with_others(sequences, {*kept[0], *kept[1]})]
+    cut = 1 if truncation.strategy == Strategy.ONLY_SECOND else 0
+    room -= lengths[1 - cut]
+    if room < 1 or not lengths[cut]:
+        raise _too_short(truncation, of, lengths, cut)
     if not truncation.return_overflowing:
-        return [_with_special(sequences, set(_cut(positions[0], room, truncation.left)))]
+        kept_of_cut = _cut(positions[cut], room, truncation.left)
+        return [_with_others(sequences, {*kept_of_cut, *positions[1 - cut]})]
     if truncation.stride >= room:
         raise invalid_field(
             "truncation.stride",
             f"must be less than the {room} tokens of the text in a window; got {truncation.stride}",
         )
     return [
-        _with_special(sequences, set(positions[0][start:stop]))
-        for start, stop in _spans(lengths[0], room, truncation)
+        _with_others(sequences, {*positions[cut][start:stop], *positions[1 - cut]})
+        for start, stop in _spans(lengths[cut], room, truncation)
     ]
 
 
@@ -86,5 +102,15 @@ def _cut(positions: list[int], size: int, left: bool) -> list[int]:
     return positions[len(positions) - size :] if left else positions[:size]
 
 
-def _with_special(sequences: Sequence[int | None], kept: set[int]) -> list[int]:
-    return [at for at, of in enumerate(sequences) if of is None or at in kept]
+def _with_others(sequences: Sequence[int | None], kept: set[int]) -> list[int]:
+    return [at for at, text in enumerate(sequences) if text is None or at in kept]
+
+
+def _too_short(truncation: Truncation, of: int, lengths: Sequence[int], cut: int) -> InvalidArgument:
+    part = "second" if cut else "first"
+    return invalid_field(
+        f"inputs[{of}].{'pair' if cut else 'text'}",
+        f"has {lengths[cut]} tokens, and the other text {lengths[1 - cut]}: cutting the {part} alone "
+        f"({truncation.strategy.value}) leaves none of it in {truncation.max_length}; raise max_length, or "
+        "choose another truncation.strategy",
+    )

@@ -58,7 +58,7 @@ def test_refused(check: Callable[[], object], field: str) -> None:
 
 def test_taken() -> None:
     bounds.check_model("m" * 256)
-    assert bounds.check_texts(["a" * 10, ("é", "b" * 8)], CONFIG) == 20
+    assert bounds.check_texts(["a" * 10, ("é", "b" * 8)], CONFIG) == [10, 10]
     assert bounds.check_ids([[1, 2], [], [3, 4, 5]], CONFIG) == 5
     assert bounds.check_messages([message("user", "é" * 3), message("x", "abcd")], CONFIG) == 10
     assert bounds.template_arguments("", CONFIG) == {}

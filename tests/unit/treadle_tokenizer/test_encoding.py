@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer as Backend
 
 from treadle.errors import FailedPrecondition, InvalidArgument
 from treadle.text.tokenizer import Tokenizer
-from treadle_tokenizer.encoding import EncodeOptions, Padding, Row, encode
-from treadle_tokenizer.windows import Truncation
+from treadle_tokenizer import encoding
+from treadle_tokenizer.encoding import EncodeOptions, Padding, Row, TokenBudget
+from treadle_tokenizer.windows import Strategy, Truncation
 
 WORDS = ["the", "quick", "dogs", "fox", "unheard", "river", ".", "👍", "lazyly"]
 MANY = 1 << 20
@@ -23,8 +25,31 @@ SETTINGS = settings(
 text = st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join)
 
 
-def as_row(index: int, encoding: Encoding) -> Row:
-    return Row(index, encoding.ids, encoding.offsets, encoding.type_ids, encoding.attention_mask)
+EVERYTHING = dict.fromkeys(
+    ["offsets", "type_ids", "attention_mask", "word_ids", "sequence_ids", "special_tokens_mask"], True
+)
+
+
+def encode(
+    tokenizer: Tokenizer, texts: list[str | tuple[str, str]], options: EncodeOptions, *, max_tokens: int
+) -> list[Row]:
+    budget = TokenBudget(max_tokens)
+    rows = encoding.encode(tokenizer, texts, options, budget)
+    encoding.pad(tokenizer, rows, options, budget)
+    return rows
+
+
+def as_row(index: int, row: Encoding) -> Row:
+    return Row(
+        index,
+        row.ids,
+        row.offsets,
+        row.type_ids,
+        row.attention_mask,
+        [-1 if word is None else word for word in row.word_ids],
+        [-1 if text is None else text for text in row.sequence_ids],
+        row.special_tokens_mask,
+    )
 
 
 @SETTINGS
@@ -61,9 +86,7 @@ def test_against_the_library(
         add_special_tokens=add,
         truncation=None if max_length is None else Truncation(max_length, left=left),
         padding=None if padding is None else Padding(padding[0] or None, padding[1], padding[2]),
-        offsets=True,
-        type_ids=True,
-        attention_mask=True,
+        **EVERYTHING,
     )
     expected = [as_row(*pair) for pair in enumerate(backend.encode_batch(inputs, add_special_tokens=add))]
     assert encode(tokenizer, inputs, options, max_tokens=MANY) == expected
@@ -89,13 +112,66 @@ def test_windows_against_the_library(
     backend.enable_truncation(max_length, stride=stride, direction="left" if left else "right")
     expected = [
         as_row(index, window)
-        for index, encoding in enumerate(backend.encode_batch(inputs, add_special_tokens=add))
-        for window in [encoding, *encoding.overflowing]
+        for index, whole in enumerate(backend.encode_batch(inputs, add_special_tokens=add))
+        for window in [whole, *whole.overflowing]
     ]
     truncation = Truncation(max_length, left=left, stride=stride, return_overflowing=True)
-    options = EncodeOptions(add, truncation, offsets=True, type_ids=True, attention_mask=True)
+    options = EncodeOptions(add, truncation, **EVERYTHING)
     rows = encode(tokenizer, inputs, options, max_tokens=MANY)
     assert rows == expected
+
+
+@SETTINGS
+@given(
+    pairs=st.lists(st.tuples(text, text), min_size=1, max_size=3),
+    max_length=st.integers(5, 14),
+    stride=st.integers(0, 3),
+    left=st.booleans(),
+    overflowing=st.booleans(),
+    add=st.booleans(),
+    strategy=st.sampled_from([Strategy.ONLY_FIRST, Strategy.ONLY_SECOND]),
+)
+def test_one_text_of_a_pair_against_the_library(
+    tokenizer: Tokenizer,
+    backend: Backend,
+    pairs: list[tuple[str, str]],
+    max_length: int,
+    stride: int,
+    left: bool,
+    overflowing: bool,
+    add: bool,
+    strategy: Strategy,
+) -> None:
+    """Also where nothing can be cut: then both refuse."""
+    truncation = Truncation(max_length, left, stride if overflowing else 0, overflowing, strategy)
+    options = EncodeOptions(add, truncation, **EVERYTHING)
+    for pair in pairs:
+        rows, refused = [], ""
+        try:
+            rows = encode(tokenizer, [pair], options, max_tokens=MANY)
+        except InvalidArgument as error:
+            refused = error.fields[0].field
+        direction = "left" if left else "right"
+        backend.enable_truncation(
+            max_length, stride=truncation.stride, strategy=strategy.value, direction=direction
+        )
+        whole = None
+        with contextlib.suppress(BaseException):
+            whole = backend.encode_batch([pair], add_special_tokens=add)[0]
+        if whole is None:
+            expected = "inputs[0].text" if strategy == Strategy.ONLY_FIRST else "inputs[0].pair"
+            assert refused in (expected, "truncation.stride"), (pair, rows)
+            continue
+        windows = [whole, *whole.overflowing] if overflowing else [whole]
+        assert rows == [as_row(0, window) for window in windows]
+
+
+def test_a_single_text_has_no_second(tokenizer: Tokenizer) -> None:
+    options = EncodeOptions(truncation=Truncation(4, strategy=Strategy.ONLY_SECOND))
+    assert len(encode(tokenizer, ["the dog"], options, max_tokens=MANY)[0].ids) == 4
+    with pytest.raises(InvalidArgument) as caught:
+        encode(tokenizer, ["the", "the dog sleeps"], options, max_tokens=MANY)
+    assert caught.value.fields[0].field == "inputs[1].pair"
 
 
 def test_windows_cover_the_text(tokenizer: Tokenizer) -> None:

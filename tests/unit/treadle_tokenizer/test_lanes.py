@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from treadle.errors import ResourceExhausted
-from treadle_tokenizer.lanes import Lanes
+from treadle_tokenizer.lanes import Lanes, Piece
 
 
 async def test_large_work_holds_up_its_like_only() -> None:
@@ -52,4 +52,55 @@ async def test_errors_come_back() -> None:
     for _ in range(5):
         with pytest.raises(KeyError):
             await lanes.run(fail, size=1)
+    lanes.close()
+
+
+async def test_a_request_of_many_pieces_takes_turns_with_others() -> None:
+    lanes = Lanes(threads=2, large_bytes=100, max_waiting=4, max_waiting_large=4)
+    done: list[int] = []
+    begun, released = threading.Event(), threading.Event()
+
+    def piece(number: int) -> int:
+        if number == 3:
+            begun.set()
+            released.wait(30)
+        done.append(number)
+        return number
+
+    pieces = [Piece(lambda number=number: piece(number), 1) for number in range(50)]
+    many = asyncio.create_task(lanes.run_all(pieces))
+    await asyncio.to_thread(begun.wait, 30)
+    # More pieces than may wait: they do not wait all at once, and others come between.
+    others = [await lanes.run(lambda: 7, size=1) for _ in range(4)]
+    assert others == [7] * 4
+    released.set()
+    assert await many == list(range(50))
+    assert sorted(done) == list(range(50))
+    lanes.close()
+
+
+async def test_large_and_ordinary_pieces_of_one_request() -> None:
+    lanes = Lanes(threads=2, large_bytes=100, max_waiting=4, max_waiting_large=4)
+
+    def lane() -> str:
+        return threading.current_thread().name.rsplit("_", 1)[0]
+
+    names = await lanes.run_all([Piece(lane, size) for size in (1, 100, 99, 5000)])
+    assert names == ["tokenizer", "tokenizer-large"] * 2
+    lanes.close()
+
+
+async def test_the_first_error_ends_the_other_pieces() -> None:
+    lanes = Lanes(threads=1, large_bytes=100, max_waiting=4, max_waiting_large=4)
+    done = []
+
+    def piece(number: int) -> None:
+        if number == 2:
+            raise KeyError(number)
+        done.append(number)
+
+    with pytest.raises(KeyError):
+        await lanes.run_all([Piece(lambda number=number: piece(number), 1) for number in range(9)])
+    assert done == [0, 1]
+    assert await lanes.run(lambda: 1, size=1) == 1
     lanes.close()
