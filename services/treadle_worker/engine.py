@@ -180,12 +180,12 @@ class Engine:
             for sequence in scheduled.admitted
             if sequence.scoring is None or self._scores.begins(sequence)
         ]
-        # Of the scored sequences in the step.
-        num_rows = self._scores.rows(scheduled) if self._scores else {}
         if scheduled.num_scheduled_tokens:
             self._num_steps += 1
-            logits = self.runner.run(_chunks(scheduled, num_rows))
-            outputs += self._postprocess(scheduled, logits, num_rows)
+            if self._scores:
+                outputs += self._run_with_scores(scheduled)
+            else:
+                outputs += self._postprocess(scheduled, self.runner.run(_chunks(scheduled)))
             self.scheduler.observe(scheduled, (self._clock() - scheduled_at) * 1000)
         task_outputs, self._task_outputs = self._task_outputs, []
         return StepOutputs(
@@ -240,32 +240,34 @@ class Engine:
             device_memory=self._device_memory(),
         )
 
-    def _postprocess(
-        self, scheduled: SchedulerOutput, logits: torch.Tensor, num_rows: dict[Sequence, int]
-    ) -> list[SequenceOutput]:
-        """Samples, takes in what is scored, and moves every sequence of the step forward."""
+    def _run_with_scores(self, scheduled: SchedulerOutput) -> list[SequenceOutput]:
+        """Computes the step with its scored sequences last, and takes their rows of logits from its end."""
+        scored = self._scores.take_out(scheduled)
+        chunks = [chunk for _, chunk in scored]
+        logits = self.runner.run(_chunks(scheduled) + chunks)
+        num_drawn = max(0, len(logits) - sum(chunk.num_logits for chunk in chunks))
+        self._task_outputs += self._scores.advance(scored, logits[num_drawn:])
+        return self._postprocess(scheduled, logits[:num_drawn])
+
+    def _postprocess(self, scheduled: SchedulerOutput, logits: torch.Tensor) -> list[SequenceOutput]:
+        """Samples, and moves every sequence of the step forward."""
         drafts, histories = scheduled.drafts, self._histories
         sampled: list[Sequence] = []
         rows: list[SampleRow] = []
         for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
             draft = drafts.get(sequence) if drafts else None
             sequence.num_computed_tokens += num_tokens if draft is None else num_tokens - len(draft)
-            if sequence.num_computed_tokens < len(sequence.token_ids) or (num_rows and sequence in num_rows):
+            if sequence.num_computed_tokens < len(sequence.token_ids):
                 continue
             sampled.append(sequence)
             history = histories.get(sequence) if histories else None
             rows.append(SampleRow(sequence.sampling, sequence.num_output_tokens, history))
             if draft is not None:
                 rows += _draft_rows(rows[-1], draft)
-        num_scored = sum(num_rows.values())
-        if len(logits) != len(rows) + num_scored:
+        if len(logits) != len(rows):
             raise RuntimeError(
-                f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from and "
-                f"{num_scored} scored"
+                f"the runner gave {len(logits)} rows of logits where {len(rows)} are drawn from"
             )
-        if num_rows:
-            self._task_outputs += self._scores.advance(num_rows, logits[len(rows) :])
-            logits = logits[: len(rows)]
         samples = self.sampler.sample(logits, rows)
         outputs: list[SequenceOutput] = []
         row = 0
@@ -342,19 +344,15 @@ class Engine:
         self._histories.pop(sequence, None)
 
 
-def _chunks(scheduled: SchedulerOutput, num_rows: dict[Sequence, int]) -> list[ScheduledChunk]:
-    """The step's chunks, those of scored sequences last."""
-    chunks, scored, drafts = [], [], scheduled.drafts
+def _chunks(scheduled: SchedulerOutput) -> list[ScheduledChunk]:
+    chunks, drafts = [], scheduled.drafts
     for sequence, num_tokens in scheduled.num_scheduled_tokens.items():
         start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
         token_ids, num_logits = sequence.token_ids[start:end], int(end >= len(sequence.token_ids))
         if drafts and (draft := drafts.get(sequence)) is not None:
             token_ids, num_logits = token_ids + draft, 1 + len(draft)
-        if num_rows and (rows := num_rows.get(sequence)) is not None:
-            scored.append(ScheduledChunk(token_ids, start, sequence.block_table, rows))
-            continue
         chunks.append(ScheduledChunk(token_ids, start, sequence.block_table, num_logits))
-    return chunks + scored
+    return chunks
 
 
 def _draft_rows(last: SampleRow, draft: list[int]) -> list[SampleRow]:

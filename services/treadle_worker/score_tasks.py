@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Sequence as ListOf
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from treadle_worker.batch import ScheduledChunk
 from treadle_worker.engine_protocol import AddTask, SamplingParams, TaskOutput
 from treadle_worker.sampler import best_tokens
 from treadle_worker.scheduler import Scheduler, SchedulerOutput
@@ -77,28 +79,37 @@ class ScoreTasks:
         begins, task.begun = not task.begun, True
         return begins
 
-    def rows(self, scheduled: SchedulerOutput) -> dict[Sequence, int]:
-        """Of every scored sequence in the step, before it is computed: how many rows of logits it needs."""
-        return {
-            sequence: sequence.scoring.num_rows(sequence.num_computed_tokens, num_tokens)
-            for sequence, num_tokens in scheduled.num_scheduled_tokens.items()
-            if sequence.scoring is not None
-        }
+    def take_out(self, scheduled: SchedulerOutput) -> list[tuple[Sequence, ScheduledChunk]]:
+        """Takes the scored sequences out of the step: with the chunk of each that it computes."""
+        step, scored = scheduled.num_scheduled_tokens, []
+        for sequence in [one for one in step if one.scoring is not None]:
+            start, num_tokens = sequence.num_computed_tokens, step.pop(sequence)
+            token_ids = sequence.token_ids[start : start + num_tokens]
+            assert sequence.scoring is not None, "only such are taken out"
+            num_rows = sequence.scoring.num_rows(start, num_tokens)
+            scored.append((sequence, ScheduledChunk(token_ids, start, sequence.block_table, num_rows)))
+        return scored
 
-    def advance(self, rows: dict[Sequence, int], logits_RV: torch.Tensor) -> list[TaskOutput]:
-        """Takes the step's rows in, which stand in that order; returns what has come to its end.
+    def advance(
+        self, scored: ListOf[tuple[Sequence, ScheduledChunk]], logits_RV: torch.Tensor
+    ) -> list[TaskOutput]:
+        """Moves them forward by the chunks' rows of logits, in their order; returns what has come to an end.
 
         As with tokens that are drawn, blocks become findable when logits behind them are finite. Where they
         are not, the task fails, with all of its inputs.
         """
+        num_rows = sum(chunk.num_logits for _, chunk in scored)
+        if len(logits_RV) != num_rows:
+            raise RuntimeError(f"the runner gave {len(logits_RV)} rows of logits where {num_rows} are scored")
         outputs: list[TaskOutput] = []
         end = 0
-        for sequence, num_rows in rows.items():
-            begin, end = end, end + num_rows
-            # One of a task that has failed in this very step is finished.
-            if num_rows and not sequence.is_finished:
-                output = self._take(sequence, logits_RV[begin:end])
-                outputs += [] if output is None else [output]
+        for sequence, chunk in scored:
+            begin, end = end, end + chunk.num_logits
+            if sequence.is_finished:
+                continue  # its task has failed in this very step
+            sequence.num_computed_tokens += len(chunk.token_ids)
+            if chunk.num_logits and (output := self._take(sequence, logits_RV[begin:end])) is not None:
+                outputs.append(output)
         return outputs
 
     def _take(self, sequence: Sequence, logits_RV: torch.Tensor) -> TaskOutput | None:

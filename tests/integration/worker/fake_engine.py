@@ -40,7 +40,7 @@ from treadle_worker.engine_protocol import (
 )
 
 EOS = 256
-BROKEN = 250
+BROKEN = ord("~")
 """A token that no task may have: its engine gives it up."""
 
 

@@ -271,6 +271,34 @@ async def test_warm_up_prompts_are_answered_before_it_is_ready(following, regist
         assert all(request.sampling.max_new_tokens <= 16 for request in added)
 
 
+class Encoder(fake.FakeEngine):
+    """Cannot compute what has a tilde in it."""
+
+    def __init__(self) -> None:
+        super().__init__(tasks=("embed", "rank"), generates=False)
+
+
+async def test_a_model_that_does_not_generate_is_warmed_up_with_its_first_task(following, registry):
+    prompts = ["\1Hello", "\1you"]
+    registry.deploy("toy", ["sha256:a"], [], warm_up_prompts=prompts)
+    async with following(make_engine=Encoder) as one:
+        await one.until_hosts(a="ready")
+        (engine,) = one.engines
+        assert [(asked.task, asked.pooling) for asked in engine.asked] == [("embed", "mean")] * 2
+        texts = [bytes(text.token_ids).decode() for asked in engine.asked for text in asked.inputs]
+        assert texts == prompts
+        assert engine.added == []
+
+
+async def test_a_task_that_fails_fails_the_warm_up(following, registry):
+    registry.deploy("toy", ["sha256:a"], [], warm_up_prompts=["\1", "\1~"])
+    async with following(make_engine=Encoder):
+        await until(lambda: registry.state_of("sha256:a") == ["failed"], "it says that it failed")
+        (served,) = registry.given.values()
+        assert served.error.reason == "WARM_UP_FAILED"
+        assert "warm-up prompt 2" in served.error.message
+
+
 async def test_unknown_artifacts_are_asked_for_again(following, registry):
     artifact = registry.artifacts.pop("sha256:a")
     async with following() as one:

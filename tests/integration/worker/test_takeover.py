@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from treadle.queue import keys
 from treadle.queue.keys import RequestKeys
@@ -90,3 +91,32 @@ async def test_what_a_lost_worker_held_goes_on_elsewhere(
         await lanes_empty()
         print("takeovers:", takeovers)
         assert keys.NOBODY not in before
+
+
+async def test_tasks_of_a_killed_worker_are_computed_elsewhere_and_answered_once(
+    redis, redis_url, folder, ask_task, outcome, lanes_empty
+):
+    async with (
+        worker_process(redis_url, folder, "one") as first,
+        worker_process(redis_url, folder, "two"),
+    ):
+        # Both know the lane when the burst comes.
+        await ask_task("first")
+        await outcome("first")
+        await asyncio.sleep(0.3)
+        asked = {f"t{place}": await ask_task(f"t{place}", 250) for place in range(16)}
+
+        async def both_have_some() -> bool:
+            return len(found := await owners(redis, asked)) == 16 and len(set(found)) == 2
+
+        await until(both_have_some, "both compute some of them", timeout_s=10)
+        held = (await owners(redis, asked)).count("one")
+        first.kill()
+        takeovers = 0
+        for name, data in asked.items():
+            found = await outcome(name, 40)
+            assert found.terminal.task_result.data == data
+            takeovers += found.kinds.count("fence") - 1
+        await lanes_empty()
+        print("computed again:", takeovers)
+        assert takeovers == held > 0

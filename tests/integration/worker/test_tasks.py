@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from fake_engine import BROKEN
 from google.rpc import code_pb2, error_details_pb2
 from waiting import until
 
@@ -99,7 +100,7 @@ async def test_tasks_beside_generations_are_each_as_they_are_alone(
 
 async def test_what_the_engine_gives_up_fails_alone(bench, ask_task, outcome, lanes_empty):
     async with bench() as one:
-        broken = {"inputs": [{"token_ids": [2, 250], "first": 1}], "score": {}}
+        broken = {"inputs": [{"token_ids": [2, BROKEN], "first": 1}], "score": {}}
         await ask_task("bad", work=broken)
         good = {f"t{number}": await ask_task(f"t{number}") for number in range(5)}
         found = await outcome("bad")

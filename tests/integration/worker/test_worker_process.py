@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from mock_engine import read_scores
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from treadle.api.registry.v1 import artifact_pb2, registry_pb2, registry_pb2_grpc
@@ -25,6 +26,8 @@ from treadle.api.worker.v1 import queue_pb2, worker_pb2, worker_pb2_grpc
 from treadle.errors import NotFound
 from treadle.models.stored_folder import file_digest
 from treadle.queue import workers
+from treadle.queue.keys import RequestKeys
+from treadle.queue.log import read_log
 from treadle.rpc import RpcServer, open_channel
 
 
@@ -192,6 +195,35 @@ async def test_the_process_serves_recovers_its_engine_and_leaves_in_good_order(
     lines = [json.loads(line) for line in started.log.read_text().splitlines()]
     assert any(line["message"] == "the model is ready" for line in lines)
     assert not [line for line in lines if "a task had failed" in line["message"]]
+
+
+async def test_a_generated_answer_is_scored_with_the_log_probabilities_that_it_had(
+    redis, started, ask, ask_task, outcome, lanes_empty
+):
+    prompt = list(range(1, 70))
+    await ask("answer", 60, prompt=prompt, output={"logprobs": 1})
+    token_ids = (await outcome("answer", 60)).token_ids
+    log = await read_log(redis, RequestKeys("default", "answer"))
+    given = [one.logprob for _, entry in log.entries for one in entry.tokens.logprobs]
+    work = {
+        "inputs": [{"token_ids": [*prompt, *token_ids], "first": 69}, {"token_ids": [5, 6], "first": 1}],
+        "score": {},
+    }
+    await ask_task("scored", work=work)
+    scores = read_scores((await outcome("scored", 60)).terminal.task_result.data)
+    assert len(scores) == 61
+    assert [logprob for _, logprob in scores[:-1]] == given
+    print(f"{len(given)} log-probabilities, of {len(set(given))} different values, are the same")
+    assert len(set(given)) > 10
+
+    await ask_task("embed", work={"inputs": [{"token_ids": [5, 6]}], "embed": {"pooling": "mean"}})
+    error = (await outcome("embed", 60)).terminal.error
+    assert error.message == "the model cannot embed; it can: generate, score"
+    await lanes_empty()
+    status = await started.stub.GetWorkerStatus(worker_pb2.GetWorkerStatusRequest(), timeout=5)
+    engine = status.profiles[0].engine
+    assert (engine.num_task_inputs, engine.num_task_tokens) == (2, 69 + 60 + 2)
+    assert engine.prefix_cache_hits >= 64
 
 
 async def test_drain_by_rpc_takes_no_more(redis, started, ask, first_tokens, outcome):

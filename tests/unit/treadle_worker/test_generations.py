@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 import tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -18,7 +19,7 @@ from treadle.queue.keys import RequestKeys
 from treadle.queue.lanes import Delivery
 from treadle.queue.log import EntryId
 from treadle.text.tokenizer import Tokenizer
-from treadle_worker.engine_protocol import SamplingParams, SequenceOutput, TokenLogprobs
+from treadle_worker.engine_protocol import Ready, SamplingParams, SequenceOutput, TokenLogprobs
 from treadle_worker.generations import RunningGeneration
 from treadle_worker.jobs import GenerationJob, History
 from treadle_worker.requests import RequestTable
@@ -156,6 +157,15 @@ def test_a_gap_in_the_engines_outputs_is_an_error(make, tokenizer):
     assert step(request, 3, [1])
     (end,) = drained(request)
     assert "token 0" in end.terminal.error.message
+
+
+def test_an_engine_that_does_not_generate_is_no_place_for_it(make):
+    sizes = {"max_model_len": 8, "vocab_size": 9, "num_blocks": 0, "block_size": 0, "max_num_seqs": 1}
+    ready = Ready(**sizes, process_id=1, tasks=["embed", "rank"], generates=False)
+    error = make().refusal(ready)
+    assert (error.code, error.reason) == ("FAILED_PRECONDITION", "TASK_NOT_SUPPORTED")
+    assert error.message == "the model cannot generate; it can: embed, rerank"
+    assert make().refusal(msgspec.structs.replace(ready, generates=True)) is None
 
 
 def test_the_table_knows_a_request_by_every_name(make):

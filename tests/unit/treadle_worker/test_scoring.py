@@ -274,7 +274,7 @@ def test_a_runner_that_gives_too_few_rows_is_not_hidden():
     engine = make_engine()
     engine.add_task(score_task("t", ([1] * 5, 1)))
     engine.runner.run = lambda chunks: torch.zeros(3, VOCAB)
-    with pytest.raises(RuntimeError, match="4 scored"):
+    with pytest.raises(RuntimeError, match="3 rows of logits where 4 are scored"):
         engine.step()
 
 
