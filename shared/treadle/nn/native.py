@@ -6,8 +6,10 @@ The package `treadle_kernels` (shared/kernels) is optional: without it, and off 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,6 +122,30 @@ def pack_quantized(weight: QuantizedWeight, bias_O: Tensor | None) -> NativeLine
             threads=torch.get_num_threads(),
         )
     )
+
+
+class NativeTextAttention:
+    """A `treadle.nn.encoder_attention.TextAttention`, for heads of 16, 32, … elements."""
+
+    def __init__(self, lengths: Sequence[int], num_heads: int) -> None:
+        import treadle_kernels as native
+
+        self._num_heads, self._threads = num_heads, torch.get_num_threads()
+        self._row_of = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        self._rows = int(self._row_of[-1])
+        self._step = native.Step(rows=self._rows, sequences=len(lengths), row_of=self._row_of.ctypes.data)
+
+    def __call__(self, qkv_TX: Tensor) -> Tensor:
+        """See `TextAttention`; contiguous float32."""
+        import treadle_kernels as native
+
+        width = qkv_TX.shape[1] // 3
+        out_TE = qkv_TX.new_empty((self._rows, width))
+        dim = width // self._num_heads
+        call = native.TextAttentionCall(self._num_heads, dim, qkv_TX.data_ptr(), out_TE.data_ptr(), dim**-0.5)
+        program = native.Program([native.Call(operation=native.Operation.TEXT_ATTENTION, texts=call)])
+        program.run(self._rows, self._threads, self._step)
+        return out_TE
 
 
 class Buffer(Tensor):
