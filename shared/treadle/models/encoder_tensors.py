@@ -22,6 +22,8 @@ NORM = "embeddings.LayerNorm"
 QUANTIZED = ("attention_output", "intermediate", "output")
 """The products of a layer that int8 is for, as `LayerNames` calls them. Not queries, keys and values: a few
 dimensions of the stream are some ten times the others, and beside them 8 bits are too few."""
+QUANTIZED_GROUP = 32
+"""Inputs of such a product that share a scale, for the same reason fewer than a decoder's."""
 
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}
 """How the first checkpoints, made of TensorFlow's, call what a norm scales and shifts with."""
