@@ -22,6 +22,8 @@ NORM = "embeddings.LayerNorm"
 QUANTIZED = ("attention_output", "intermediate", "output")
 """The products of a layer that int8 is for, as `LayerNames` calls them. Not queries, keys and values: a few
 dimensions of the stream are some ten times the others, and beside them 8 bits are too few."""
+QUANTIZED_GROUP = 32
+"""Inputs of such a product that share a scale, for the same reason fewer than a decoder's."""
 
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}
 """How the first checkpoints, made of TensorFlow's, call what a norm scales and shifts with."""
@@ -106,7 +108,8 @@ class EncoderNames:
     def tree(self, config: EncoderConfig) -> ModuleTree:
         """The modules as transformers has them, where a model with a head has the prefix before its encoder.
 
-        Left out are buffers: token positions, which no device map turns on.
+        The kinds of layers and embeddings are transformers', too: those are what a device map leaves whole.
+        Left out are the position buffers, some kilobytes.
         """
         tensors = self.expected(config)
         prefix = f"{self.prefix}." if config.head else ""
@@ -152,7 +155,8 @@ class EncoderNames:
             for name in below
             if "." not in name
         )
-        leaf = "Embedding" if "embeddings" in path else "LayerNorm" if len(own) == 2 else "Linear"
+        is_matrix = any(len(tensor.shape) == 2 for tensor in own)
+        leaf = "Embedding" if len(own) == 1 else "Linear" if is_matrix else "LayerNorm"
         parts = dict.fromkeys(name.split(".")[0] for name in below if "." in name)
         return Module(
             f"{prefix}{path}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from treadle.errors import InvalidArgument, invalid_field
 from treadle.models.element_sizes import DTYPE_BYTES
 from treadle.models.encoder_config import EncoderConfig
+from treadle.models.encoder_tensors import QUANTIZED_GROUP
 from treadle.models.families import AnyConfig, encoder_names, module_tree
 from treadle.models.module_tree import ModuleTree
 from treadle.models.profile import DEFAULT_DTYPE, DEFAULT_ENCODER_DTYPE
@@ -212,7 +213,9 @@ def _blocks_quantized(tree: ModuleTree, dtype: str, quantization: str) -> int:
 def _encoder_quantized(config: EncoderConfig, tree: ModuleTree, dtype: str, quantization: str) -> int:
     quantized = encoder_names(config).quantized_weights(config)
     kept = tree.num_parameters - sum(map(math.prod, quantized))
-    products = sum(quantized_bytes(quantization, outputs, inputs) for outputs, inputs in quantized)
+    products = sum(
+        quantized_bytes(quantization, outputs, inputs, QUANTIZED_GROUP) for outputs, inputs in quantized
+    )
     return kept * DTYPE_BYTES[dtype] + products
 
 

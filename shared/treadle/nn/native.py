@@ -75,8 +75,11 @@ class NativeLinear:
         )
 
 
-def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> NativeLinear:
-    """The product with a float weight; `quantization`: "" for the weight's own dtype, "int8" or "int4"."""
+def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str, group: int = 0) -> NativeLinear:
+    """The product with a float weight; `quantization`: "" for the weight's own dtype, "int8" or "int4".
+
+    `group`: quantised inputs that share a scale; 0: as stored weights have it.
+    """
     import treadle_kernels as native
 
     weight_OI = weight_OI.contiguous()
@@ -91,7 +94,7 @@ def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> NativeL
             in_features,
             bias=None if bias_O is None else bias_O.data_ptr(),
             kind={"": source, "int8": native.Kind.INT8, "int4": native.Kind.INT4}[quantization],
-            group_size=group_size(quantization, in_features),
+            group_size=group or group_size(quantization, in_features),
             threads=torch.get_num_threads(),
         )
     )
