@@ -82,9 +82,14 @@ def _classes(logits_NL: Tensor, works: Sequence[TextWork]) -> list[Result | None
     for activation, places in _groups([work.task.activation for work in works]):
         values_nL = logits_NL[places]
         if activation:
-            values_nL = values_nL.softmax(-1) if activation == "softmax" else values_nL.sigmoid()
+            values_nL = values_nL.softmax(-1) if activation == "softmax" else _sigmoid(values_nL)
         _put(results, places, values_nL)
     return results
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    """torch's own rounds the last elements of a tensor in another way: a text's would depend on its place."""
+    return 1.0 / (1.0 + torch.exp(-x))
 
 
 def _tags(logits_TL: Tensor, lengths: tuple[int, ...]) -> list[Result | None]:

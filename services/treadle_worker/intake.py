@@ -60,7 +60,10 @@ class Capacity:
             return max(0, slots)
         if self._ready.generates:
             room = self._ready.num_blocks
-            used = sum(math.ceil((one.num_tokens + 1) / self._ready.block_size) for one in self._table)
+            # Of a task's texts an engine has some at a time.
+            longest = self._ready.max_model_len
+            held_tokens = [min(one.num_tokens, longest) for one in self._table]
+            used = sum(math.ceil((tokens + 1) / self._ready.block_size) for tokens in held_tokens)
         else:
             room, used = self._max_claimed_tokens, max(1, sum(one.num_tokens for one in self._table))
         return max(0, min(slots, (room - used) * held // used))

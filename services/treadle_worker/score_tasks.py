@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as ListOf
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +19,31 @@ from treadle_worker.sequence import Sequence
 _DRAWS_NOTHING = SamplingParams(max_new_tokens=0)
 
 
-@dataclass(slots=True)
 class _Task:
-    sequences: list[Sequence]
-    num_left: int
-    begun: bool = False
-    """Whether one of its sequences was scheduled."""
+    """Of one task: the inputs that wait, those that are sequences now, and the results."""
+
+    def __init__(self, command: AddTask) -> None:
+        self.command = command
+        self.next_index = 0
+        """Of the first input that is no sequence yet."""
+        self.indices: dict[Sequence, int] = {}
+        """Of the sequences that have not ended."""
+        self.results = [b""] * len(command.inputs)
+        self.begun = False
+        """Whether one of its sequences was scheduled."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the sequences that have not ended."""
+        return sum(sequence.num_tokens for sequence in self.indices)
 
 
 class ScoreTasks:
-    """Puts sequences into the engine's scheduler, and ends them there; false while it holds none."""
+    """Puts sequences into the engine's scheduler, and ends them there; false while it holds none.
+
+    Of each task there are as many as fill a step; the next ones line up behind what has come meanwhile. So a
+    task of a thousand texts delays others by a few steps, not by all of its length.
+    """
 
     def __init__(self, scheduler: Scheduler, arrivals: Iterator[int]) -> None:
         self._scheduler = scheduler
@@ -42,31 +56,37 @@ class ScoreTasks:
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
-    def add(self, task: AddTask) -> None:
+    def add(self, command: AddTask) -> None:
         """Takes a task in that was checked; none of its id may be there."""
-        sequences = [
-            Sequence(
-                request_id=task.request_id,
+        self._tasks[command.request_id] = task = _Task(command)
+        self._line_up(task)
+
+    def _line_up(self, task: _Task) -> None:
+        """Puts the task's next sequences into the scheduler while those that it has do not fill a step."""
+        command = task.command
+        while (
+            task.next_index < len(command.inputs) and task.num_tokens < self._scheduler.max_num_batched_tokens
+        ):
+            one = command.inputs[task.next_index]
+            sequence = Sequence(
+                request_id=command.request_id,
                 token_ids=one.token_ids[:-1],
                 num_prompt_tokens=len(one.token_ids) - 1,
                 sampling=_DRAWS_NOTHING,
                 arrival=next(self._arrivals),
-                priority=task.priority,
-                cache_salt=task.cache_salt,
+                priority=command.priority,
+                cache_salt=command.cache_salt,
                 scoring=Scoring(one.token_ids, one.first),
             )
-            for one in task.inputs
-        ]
-        self._tasks[task.request_id] = _Task(sequences, len(sequences))
-        for sequence in sequences:
+            task.indices[sequence] = task.next_index
+            task.next_index += 1
             self._scheduler.add(sequence)
 
     def drop(self, request_id: str) -> None:
         """Ends a task, if it is there, and frees its blocks."""
         if (task := self._tasks.pop(request_id, None)) is not None:
-            for sequence in task.sequences:
-                if not sequence.is_finished:
-                    self._scheduler.finish(sequence)
+            for sequence in task.indices:
+                self._scheduler.finish(sequence)
 
     def clear(self) -> None:
         """Drops every task."""
@@ -101,6 +121,7 @@ class ScoreTasks:
         num_rows = sum(chunk.num_logits for _, chunk in scored)
         if len(logits_RV) != num_rows:
             raise RuntimeError(f"the runner gave {len(logits_RV)} rows of logits where {num_rows} are scored")
+        rows = _Rows(scored, logits_RV) if num_rows else None
         outputs: list[TaskOutput] = []
         end = 0
         for sequence, chunk in scored:
@@ -108,31 +129,39 @@ class ScoreTasks:
             if sequence.is_finished:
                 continue  # its task has failed in this very step
             sequence.num_computed_tokens += len(chunk.token_ids)
-            if chunk.num_logits and (output := self._take(sequence, logits_RV[begin:end])) is not None:
-                outputs.append(output)
+            if rows is not None and end > begin:
+                outputs += self._take(sequence, rows, slice(begin, end))
         return outputs
 
-    def _take(self, sequence: Sequence, logits_RV: torch.Tensor) -> TaskOutput | None:
-        scoring = sequence.scoring
+    def _take(self, sequence: Sequence, rows: _Rows, own: slice) -> list[TaskOutput]:
+        scoring, request_id = sequence.scoring, sequence.request_id
         assert scoring is not None, "only scored sequences are taken"
-        best_R, sound_R = best_tokens(logits_RV)
-        if not sound_R.all():
-            self.drop(sequence.request_id)
-            return TaskOutput(request_id=sequence.request_id, error="the model's logits are not finite")
-        scoring.take(best_R, logprobs(logits_RV, scoring.targets(len(best_R))))
+        if not rows.sound_R[own].all():
+            self.drop(request_id)
+            return [TaskOutput(request_id=request_id, error="the model's logits are not finite")]
+        scoring.take(rows.best_R[own], rows.logprobs_R[own])
         self._scheduler.block_manager.commit(sequence)
         if sequence.num_uncomputed_tokens:
-            return None
+            return []
         self._scheduler.finish(sequence)
         self.num_inputs += 1
         self.num_tokens += sequence.num_tokens + 1
-        task = self._tasks[sequence.request_id]
-        task.num_left -= 1
-        if task.num_left:
-            return None
-        del self._tasks[sequence.request_id]
-        results = [one.scoring.result for one in task.sequences if one.scoring is not None]
-        return TaskOutput(request_id=sequence.request_id, data=b"".join(results))
+        task = self._tasks[request_id]
+        task.results[task.indices.pop(sequence)] = scoring.result
+        self._line_up(task)
+        if task.indices:
+            return []
+        del self._tasks[request_id]
+        return [TaskOutput(request_id=request_id, data=b"".join(task.results))]
+
+
+class _Rows:
+    """What the rows of a step say, of all scored sequences at once."""
+
+    def __init__(self, scored: ListOf[tuple[Sequence, ScheduledChunk]], logits_RV: torch.Tensor) -> None:
+        targets = [one.scoring.targets(chunk.num_logits) for one, chunk in scored if one.scoring is not None]
+        self.best_R, self.sound_R = best_tokens(logits_RV)
+        self.logprobs_R = logprobs(logits_RV, np.concatenate(targets))
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from attention_packages import attend
-from cuda_checks import answers, compare_engines, compare_replays, engine, requests_like
+from cuda_checks import answers, compare_engines, compare_replays, compare_scores, engine, requests_like
 from msgspec.structs import replace
 from tiny_models import KINDS, make
 
@@ -63,6 +63,10 @@ def installed(package: str) -> str:
 
 def test_an_engine_answers_as_the_cpus(tmp_path, rng, device):
     compare_engines(tmp_path, rng, device, CudaCapture(device))
+
+
+def test_an_engine_scores_as_the_cpus(tmp_path, rng, device):
+    assert compare_scores(tmp_path, rng, device, CudaCapture(device)) < 2e-4
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from mock_engine import read_scores, run_tasks, score_task
 from profiles import TORCH_FLOAT32
 from tiny_models import VOCABULARY, make
 
@@ -217,3 +218,34 @@ def compare_engines(folder: Path, rng: random.Random, device: torch.device, capt
     assert min(stats.num_preemptions, stats.prefix_cache_hits, stats.num_draft_tokens) > 0
     assert watched.blocks == set(range(num_blocks)), "every block was dealt out, and no other"
     assert {runner.cache.zero_block, runner.cache.scratch_block} == {num_blocks, num_blocks + 1}
+
+
+def compare_scores(folder: Path, rng: random.Random, device: torch.device, capture: Capture) -> float:
+    """By how much log-probabilities of texts, with graphs on the device, differ at most from those of torch's
+    operations on the CPU. The first texts are short enough for a graph; the others are scored beside answers.
+    """
+    make("qwen2_window", folder, rng.randrange(1 << 31))
+    model = load_model(folder, torch.float32, device, kernels="torch")
+    runner = ModelRunner(model, cuda_cache(model.config, SdpaBackend(), device, NUM_BLOCKS))
+    runner.graphs = DecodeGraphs(model, runner.cache, capture, max_rows=8, max_chunk=4, max_model_len=200)
+    reference = TORCH_FLOAT32.load(folder)
+    plain = ModelRunner(reference, TORCH_FLOAT32.cache(reference.config, NUM_BLOCKS, BLOCK_SIZE))
+    tasks = []
+    for index, length in enumerate([2, 3, 4, 2, 150, *(rng.randint(2, 120) for _ in range(10))]):
+        text = [rng.randrange(VOCABULARY) for _ in range(length)]
+        tasks.append(score_task(f"t{index}", (text, rng.randint(1, length - 1))))
+    expected = run_tasks(engine(plain, NUM_BLOCKS), *tasks)
+    tested = engine(runner, NUM_BLOCKS)
+    found = run_tasks(tested, *tasks[:4])
+    assert (runner.graphs.num_replays.total(), runner.graphs.num_eager) == (1, 0)
+    found |= run_tasks(tested, *requests_like(rng, temperature=0.0)[:3], *tasks[4:])
+    worst, compared = 0.0, 0
+    for name, output in expected.items():
+        assert found[name].error == output.error == ""
+        pairs = zip(read_scores(found[name].data), read_scores(output.data), strict=True)
+        differences = [abs(one - other) for (_, one), (_, other) in pairs]
+        worst, compared = max(worst, *differences), compared + len(differences)
+    replays = runner.graphs.num_replays.total()
+    print(f"{compared} scores off by {worst:.1e} at most; {replays} replays, {runner.graphs.num_eager} eager")
+    assert min(compared, replays, runner.graphs.num_eager) > 0
+    return worst

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from attention_packages import FLASHINFER, FlashAttn
-from cuda_checks import BLOCK_SIZE, compare_engines, compare_replays
+from cuda_checks import BLOCK_SIZE, compare_engines, compare_replays, compare_scores
 from profiles import CPU, TORCH_FLOAT32
 from recorder import Recorder, Rerunner
 from tiny_models import make
@@ -54,6 +54,10 @@ def test_padded_replays_equal_eager_steps(monkeypatch, tmp_path, rng, kind: str,
 def test_an_engine_with_graphs_answers_as_one_without(tmp_path, rng):
     """Greedily, with chunked prompts, drafts, shared prefixes and preemption."""
     compare_engines(tmp_path, rng, CPU, Recorder())
+
+
+def test_an_engine_with_graphs_scores_as_one_without(tmp_path, rng):
+    assert compare_scores(tmp_path, rng, CPU, Recorder()) < 1e-4
 
 
 def test_the_largest_steps_run_over_one_block(tmp_path, rng):

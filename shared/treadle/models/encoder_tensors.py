@@ -19,6 +19,12 @@ POSITIONS = "embeddings.position_embeddings.weight"
 TYPES = "embeddings.token_type_embeddings.weight"
 NORM = "embeddings.LayerNorm"
 
+QUANTIZED = ("attention_output", "intermediate", "output")
+"""The products of a layer that int8 is for, as `LayerNames` calls them. Not queries, keys and values: a few
+dimensions of the stream are some ten times the others, and beside them 8 bits are too few."""
+QUANTIZED_GROUP = 32
+"""Inputs of such a product that share a scale, for the same reason fewer than a decoder's."""
+
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}
 """How the first checkpoints, made of TensorFlow's, call what a norm scales and shifts with."""
 
@@ -82,6 +88,12 @@ class EncoderNames:
             tensors |= _linear(name, (config.hidden_size, config.hidden_size))
         return tensors
 
+    def quantized_weights(self, config: EncoderConfig) -> list[tuple[int, int]]:
+        """Outputs and inputs of each product that int8 is for."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        shapes = {"attention_output": (hidden, hidden), "intermediate": (inner, hidden)}
+        return [shapes.get(name, (hidden, inner)) for name in QUANTIZED] * config.num_hidden_layers
+
     def canonical(self, config: EncoderConfig, name: str) -> str | None:
         """The canonical name of a tensor of a Hugging Face folder; None: it is left out."""
         name = name.removeprefix(f"{self.prefix}.")
@@ -96,7 +108,8 @@ class EncoderNames:
     def tree(self, config: EncoderConfig) -> ModuleTree:
         """The modules as transformers has them, where a model with a head has the prefix before its encoder.
 
-        Left out are buffers: token positions, which no device map turns on.
+        The kinds of layers and embeddings are transformers', too: those are what a device map leaves whole.
+        Left out are the position buffers, some kilobytes.
         """
         tensors = self.expected(config)
         prefix = f"{self.prefix}." if config.head else ""
@@ -142,7 +155,8 @@ class EncoderNames:
             for name in below
             if "." not in name
         )
-        leaf = "Embedding" if "embeddings" in path else "LayerNorm" if len(own) == 2 else "Linear"
+        is_matrix = any(len(tensor.shape) == 2 for tensor in own)
+        leaf = "Embedding" if len(own) == 1 else "Linear" if is_matrix else "LayerNorm"
         parts = dict.fromkeys(name.split(".")[0] for name in below if "." in name)
         return Module(
             f"{prefix}{path}",

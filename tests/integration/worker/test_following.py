@@ -329,3 +329,50 @@ async def test_a_model_is_loaded_and_unloaded_by_hand(following, registry):
         with pytest.raises(FailedPrecondition, match="warm-up prompt 1"):
             await by_hand.load("deployed")
         await one.until_hosts(a="ready")
+
+
+async def test_an_encoder_is_served_in_float32_once_it_is_known(following, registry, redis):
+    """Named by a digest, so that nothing is known of it before: a decoder's dtype is never served."""
+    registry.artifacts["sha256:a"] = replace(registry.artifacts["sha256:a"], is_encoder=True)
+    async with following(models=("sha256:a", "sha256:b")) as one:
+        await one.until_hosts(a="ready", b="ready")
+        await until(
+            lambda: registry.state_of("sha256:a") == ["ready"], "its lease says so, and is the only one"
+        )
+        profiles = {host.artifact.digest: host.profile for host in one.worker.hosts}
+        assert profiles == {
+            "sha256:a": ServingProfile("sha256:c-a", "float32").id,
+            "sha256:b": ServingProfile("sha256:c-b", "bfloat16").id,
+        }
+        said = {served.artifact_digest: served.configuration.dtype for served in registry.given.values()}
+        assert said == {"sha256:a": "float32", "sha256:b": "bfloat16"}
+        assert len(one.engines) == 2
+        beats = await heartbeats(redis)
+        assert {profile.dtype for beat in beats for profile in beat.profiles} == {"float32", "bfloat16"}
+
+
+async def test_engines_of_one_worker_take_turns(following, registry, ask, outcome):
+    async with following(partial(fake.FakeEngine, 0.004), models=("sha256:a", "sha256:b")) as one:
+        await one.until_hosts(a="ready", b="ready")
+        (device,) = one.worker._links.turns.devices.values()
+        profiles = [ServingProfile(f"sha256:c-{name}", "bfloat16").id for name in "ab"]
+        before = device.num_handovers
+        asked = [(f"{profile}-{number}", profile) for profile in profiles for number in range(3)]
+        for request_id, profile in asked:
+            await ask(request_id, 200, profile=profile)
+        for request_id, _ in asked:
+            assert len((await outcome(request_id)).token_ids) == 200
+        handovers = device.num_handovers - before
+        seats = [host.running.seat for host in one.worker.hosts]
+        print(f"{handovers} hand-overs; used {[round(seat.used_s, 2) for seat in seats]} s")
+        assert handovers > 2
+        assert all(seat.used_s > 0 and seat.waited_s > 0 for seat in seats)
+        assert [engine.has_turn for engine in one.engines].count(True) == 1
+        # The one that has the turn dies: the other one goes on, and so does the one that comes after it.
+        holder = next(engine for engine in one.engines if engine.has_turn)
+        for profile in profiles:
+            await ask(f"{profile}-again", 300, profile=profile)
+        await until(lambda: all(engine.active for engine in one.engines), "both have something to do")
+        holder.die()
+        for profile in profiles:
+            assert len((await outcome(f"{profile}-again")).token_ids) == 300

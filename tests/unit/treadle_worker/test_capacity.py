@@ -31,7 +31,7 @@ def capacity(table: list[SimpleNamespace], *, generates: bool = True, num_blocks
 
 @pytest.mark.parametrize(
     ("tokens", "free"),
-    [((), 8), ((15,), 7), ((160,), 7), ((160,) * 6, 2), ((1599,), 0), ((4000,), 0), ((15,) * 8, 0)],
+    [((), 8), ((15,), 7), ((160,), 7), ((160,) * 6, 2), ((1599,), 2), ((4000,) * 3, 0), ((15,) * 8, 0)],
 )
 def test_a_decoder_has_room_by_seats_and_blocks(tokens, free):
     assert capacity(held(*tokens)).free() == free

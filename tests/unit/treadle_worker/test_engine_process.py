@@ -151,7 +151,7 @@ def test_it_loads_serves_and_shuts_down(served, engine):
 
 
 def test_without_the_turn_it_takes_commands_and_makes_no_step(served, engine):
-    frames, _ = served
+    frames, thread = served
     start = EngineStart(model_folder="folder", **EngineConfig().model_dump(exclude={"seed"}))
     frames.send(msgspec.msgpack.encode(start))
     said: list[EngineEvent] = []
@@ -171,6 +171,9 @@ def test_without_the_turn_it_takes_commands_and_makes_no_step(served, engine):
     say(frames, Turn(granted=False), Turn(granted=True), Turn(granted=False))
     assert events(frames, 2) == [TurnOver(), TurnOver()]
     assert engine.left == 0
+    say(frames, Shutdown())
+    thread.join(timeout=20)
+    assert engine.closed
 
 
 def test_commands_that_came_while_it_loaded_are_kept(served, engine):

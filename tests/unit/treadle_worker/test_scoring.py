@@ -263,6 +263,24 @@ def test_an_urgent_task_goes_before_what_waits():
     assert ended == ["high", "low"]
 
 
+def test_a_task_of_many_texts_does_not_stop_what_comes_behind_it():
+    """An answer and a task wait for the texts that fill a step, not for all 200."""
+    engine = make_engine(num_blocks=200)
+    engine.add_task(score_task("long", *[([index % 40] * 20, 10) for index in range(200)]))
+    engine.step()
+    engine.add_request(request("r", [1, 2, 3], max_new_tokens=1))
+    engine.add_task(score_task("short", ([5] * 4, 1)))
+    ended: dict[str, int] = {}
+    for step in range(1000):
+        said = engine.step()
+        ended |= dict.fromkeys([one.request_id for one in [*said.outputs, *said.task_outputs]], step)
+        if not engine.has_work:
+            break
+    print("ended in steps", ended)
+    assert max(ended["r"], ended["short"]) <= 3
+    assert ended["long"] > 200
+
+
 @pytest.mark.parametrize("vocab", [97, 49_152, 151_936])
 def test_rows_of_a_step_are_bounded_by_their_bytes(vocab):
     rows = max_score_rows(vocab)

@@ -6,8 +6,9 @@ import pytest
 
 from treadle.deployments import Deployment, KnownModels, ServingConfiguration, Target
 from treadle.errors import FailedPrecondition
+from treadle.models.profile import ServingProfile
 from treadle_worker.config import EngineConfig
-from treadle_worker.models.configuration import complete, configured
+from treadle_worker.models.configuration import complete, configured, filled
 from treadle_worker.models.wanted import Claim, to_take_up, wanted
 
 A, B = Target("sha256:a"), Target("sha256:b", ServingConfiguration(quantization="int8"))
@@ -78,3 +79,16 @@ def test_a_deployments_configuration_goes_before_the_settings():
     with pytest.raises(FailedPrecondition, match="dtype 'float7'") as caught:
         configured(settings, ServingConfiguration("float7"))
     assert caught.value.reason == "NOT_SERVABLE_HERE"
+
+
+def test_auto_is_bfloat16_for_decoders_and_float32_for_encoders():
+    settings = EngineConfig()
+    assert settings.profile("sha256:0") == ServingProfile("sha256:0", "bfloat16"), "as it always was"
+    assert settings.resolved(is_encoder=True).profile("sha256:0") == ServingProfile("sha256:0", "float32")
+    assert complete(settings) == ServingConfiguration("bfloat16", "", "bfloat16")
+    claim = Claim("x", "sha256:a")
+    assert filled(claim, settings).configuration.dtype == "bfloat16"
+    assert filled(claim, settings, is_encoder=True).configuration.dtype == "float32"
+    told = Claim("x", "sha256:a", ServingConfiguration("float16"))
+    assert filled(told, settings, is_encoder=True).configuration.dtype == "float16"
+    assert EngineConfig(dtype="float16").resolved(is_encoder=True).dtype == "float16"
