@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import grpc
@@ -28,6 +28,7 @@ from treadle_registry.servicing.convert_derivation import derivation_from_proto
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
 from treadle_registry.store.manifest import DtypeShare, ModelFacts
+from treadle_registry.store.task_facts import TaskFacts, decoder_facts
 
 _TIMEOUT_S = 10.0
 _TRIES = 6
@@ -36,6 +37,8 @@ _MAX_TEXT = 1000
 _MAX_PATH = 200
 _MAX_DTYPES = 64
 _MAX_DTYPE = 32
+_MAX_TASKS = 64
+_MAX_LABELS = 10_000
 _MAX_BYTES = 1 << 40
 _END_OF_TIME_S = 253_402_300_800
 """The year 10000, which no timestamp reaches."""
@@ -55,6 +58,7 @@ class RemoteArtifact:
     parent_digest: str = ""
     derivation: Derivation | None = None
     """How it was made of its parent; None: it was imported."""
+    task_facts: TaskFacts = field(default_factory=TaskFacts)
 
     @property
     def different_files(self) -> list[StoredFile]:
@@ -138,6 +142,7 @@ def _artifact(message: artifact_pb2.Artifact) -> RemoteArtifact:
         create_time=create_time,
         parent_digest=message.parent_digest,
         derivation=derivation,
+        task_facts=_task_facts(message),
     )
 
 
@@ -177,6 +182,30 @@ def _facts(facts: artifact_pb2.ModelFacts) -> ModelFacts:
             for share in facts.dtypes
         ),
         quantization=_text(facts.quantization),
+    )
+
+
+def _task_facts(message: artifact_pb2.Artifact) -> TaskFacts:
+    """What people are told before it is here; then the files say it."""
+    facts = message.task_facts
+    if not facts.tasks:
+        # A registry from before there were others.
+        return decoder_facts(message.facts.context_length)
+    _need(max(len(facts.tasks), len(facts.prompts)) <= _MAX_TASKS, f"{len(facts.tasks)} tasks")
+    _need(len(facts.labels) <= _MAX_LABELS, f"{len(facts.labels)} labels")
+    return TaskFacts(
+        tasks=tuple(map(_text, facts.tasks)),
+        pooling=_text(facts.pooling),
+        normalize=facts.normalize,
+        embedding_dimensions=facts.embedding_dimensions,
+        prompts={_text(name): _text(prompt) for name, prompt in facts.prompts.items()},
+        default_prompt_name=_text(facts.default_prompt_name),
+        skip_prompt=facts.skip_prompt,
+        labels=tuple(map(_text, facts.labels)),
+        multi_label=facts.multi_label,
+        rank_activation=_text(facts.rank_activation),
+        similarity=_text(facts.similarity),
+        max_input_tokens=facts.max_input_tokens,
     )
 
 

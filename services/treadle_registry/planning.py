@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from treadle.errors import FailedPrecondition, FieldViolation, invalid_field
-from treadle.models.config import ModelConfig, read_config
 from treadle.models.device_budget import Budget, balanced, ordered, read_size
 from treadle.models.device_map import infer_device_map
 from treadle.models.device_map_check import PlacedModel, check_device_map, place
-from treadle.models.families import module_tree
+from treadle.models.families import AnyConfig, module_tree, read_any_config
 from treadle.models.memory_estimate import (
     MemoryEstimate,
     check_precision,
@@ -89,17 +88,17 @@ class Planner:
         """A device map of an alias or digest; raises NotFound, and InvalidArgument that names the field."""
         budget, is_users = _budget(request)
         config, quantization = await self._model(model, configuration)
-        dtype = check_precision(configuration.dtype, quantization)
+        dtype = check_precision(configuration.dtype, quantization, config)
         # Some ten milliseconds for the largest models.
         return await asyncio.to_thread(_place, config, dtype, quantization, request, budget, is_users)
 
-    async def _model(self, model: str, configuration: Configuration) -> tuple[ModelConfig, str]:
+    async def _model(self, model: str, configuration: Configuration) -> tuple[AnyConfig, str]:
         """The configuration, and how the weights are quantised once they are loaded.
 
         Raises FailedPrecondition (QUANTIZED_OTHERWISE) as a worker would.
         """
         published, _ = await self._registry.resolve(model)
-        config = await self._registry.in_thread(read_config, published.canonical_folder)
+        config = await self._registry.in_thread(read_any_config, published.canonical_folder)
         stored = published.manifest.facts.quantization
         asked = configuration.quantization
         if stored and asked != stored and asked in QUANTIZATIONS[1:]:
@@ -130,7 +129,7 @@ def _budget(request: PlacementRequest) -> tuple[Budget, bool]:
 
 
 def _place(
-    config: ModelConfig,
+    config: AnyConfig,
     dtype: str,
     quantization: str,
     request: PlacementRequest,

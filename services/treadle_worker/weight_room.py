@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from treadle.models.config import read_config
+from treadle.models.families import read_any_config
 from treadle.models.memory_estimate import weight_bytes
 from treadle.nn.execution import Kernels, Quantization, uses_native
 from treadle_worker.device_memory import free_bytes
@@ -15,8 +15,8 @@ from treadle_worker.device_memory import free_bytes
 def check_room(
     folder: Path, dtype: str, device: torch.device, *, quantization: Quantization, kernels: Kernels
 ) -> None:
-    """Raises MemoryError, with the figures and the way out, where they do not; what `read_config` raises."""
-    config = read_config(folder)
+    """Raises MemoryError, with the figures and the way out, where they do not; what `read_any_config` raises."""
+    config = read_any_config(folder)
     # What is stored as MXFP4 becomes floats.
     quantization = quantization or (config.quantization if config.quantization != "mxfp4" else "")
     is_packed = bool(quantization) or uses_native(getattr(torch, dtype), device, kernels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -10,14 +9,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import MAX_CONFIG_BYTES, ModelConfig, parse_config
-from treadle.models.llama import expected_tensors
+from treadle.models.config_values import MAX_CONFIG_BYTES
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import (
+    AnyConfig,
+    expected_tensors,
+    optional_tensors,
+    parse_any_config,
+)
 from treadle.text.chat_template import MAX_TEMPLATE_BYTES
+from treadle_registry.formats.json_files import json_bytes
 from treadle_registry.formats.safetensors_file import TensorDigests
+from treadle_registry.formats.sentence_transformers import sentence_files
 from treadle_registry.names import check_file_name
 from treadle_registry.store.digests import Digests, compute_digest, presentation_digest, tokenizer_digest
 from treadle_registry.store.manifest import DtypeShare, GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.store.staging import Staging
+from treadle_registry.store.task_facts import TaskFacts, decoder_facts
 
 WEIGHTS = "canonical/model.safetensors"
 _DEFAULT = "default"
@@ -38,16 +46,13 @@ class TextParts:
     license: str = ""
     dtypes: tuple[DtypeShare, ...] = ()
     """What the weights are stored as."""
-
-
-def json_bytes(value: object) -> bytes:
-    """JSON as the canonical files have it."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    task_facts: TaskFacts | None = None
+    """Of an encoder; None: those of every model that generates."""
 
 
 def facts_of(parts: TextParts) -> ModelFacts:
     """The facts; raises what `parse_config` raises."""
-    facts = facts_of_config(parts.config, parse_config(dict(parts.config)))
+    facts = facts_of_config(parts.config, parse_any_config(dict(parts.config)))
     return replace(
         facts,
         license=parts.license,
@@ -56,15 +61,22 @@ def facts_of(parts: TextParts) -> ModelFacts:
     )
 
 
-def facts_of_config(raw: Mapping[str, Any], config: ModelConfig) -> ModelFacts:
+def task_facts_of(parts: TextParts) -> TaskFacts:
+    """What can be asked of the model."""
+    return parts.task_facts or decoder_facts(facts_of(parts).context_length)
+
+
+def facts_of_config(raw: Mapping[str, Any], config: AnyConfig) -> ModelFacts:
     """What config.json alone tells of a model of a supported type."""
     classes = raw.get("architectures")
+    tensors = expected_tensors(config) | optional_tensors(config)
+    context = config.max_input_tokens if isinstance(config, EncoderConfig) else config.max_position_embeddings
     return ModelFacts(
         model_type=config.model_type,
         architecture=str(classes[0])[:100] if isinstance(classes, list) and classes else "",
-        parameters=sum(math.prod(shape) for shape in expected_tensors(config).values()),
+        parameters=sum(math.prod(shape) for shape in tensors.values()),
         vocab_size=config.vocab_size,
-        context_length=config.max_position_embeddings,
+        context_length=context,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         quantization=config.quantization,
@@ -104,6 +116,9 @@ def write_text_parts(staging: Staging, parts: TextParts) -> None:
     for name, template in parts.chat_templates.items():
         path = "chat_template" if name == _DEFAULT else f"additional_chat_templates/{name}"
         staging.write(f"canonical/{path}.jinja", template.encode())
+    if parts.task_facts is not None:
+        for name, content in sentence_files(parts.task_facts).items():
+            staging.write(f"canonical/{name}", json_bytes(content))
 
 
 def manifest_of(staging: Staging, parts: TextParts, tensors: TensorDigests, source: str) -> Manifest:
@@ -112,7 +127,11 @@ def manifest_of(staging: Staging, parts: TextParts, tensors: TensorDigests, sour
         digests=Digests(
             compute=compute_digest(parts.config, tensors),
             tokenizer=tokenizer_digest(parts.tokenizer, parts.tokenizer_config),
-            presentation=presentation_digest(parts.chat_templates, parts.generation),
+            presentation=presentation_digest(
+                parts.chat_templates,
+                parts.generation,
+                parts.task_facts.presented() if parts.task_facts else None,
+            ),
         ),
         facts=facts_of(parts),
         defaults=generation_defaults(parts.generation, parts.config),
@@ -120,6 +139,7 @@ def manifest_of(staging: Staging, parts: TextParts, tensors: TensorDigests, sour
         source_files=staging.listed("source"),
         source=source,
         create_time=time.time(),
+        task_facts=task_facts_of(parts),
     )
 
 

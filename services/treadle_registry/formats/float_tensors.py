@@ -39,6 +39,11 @@ class StoredFloats:
         for path in paths:
             self._places |= {name: (path, tensor) for name, tensor in read_header(path).items()}
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors, by name."""
+        return {name: tensor.shape for name, (_, tensor) in self._places.items()}
+
     def dtype(self, name: str) -> str:
         """As safetensors names it."""
         return self._places[name][1].dtype

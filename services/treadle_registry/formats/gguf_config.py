@@ -40,8 +40,10 @@ def architecture(file: GgufFile) -> str:
     """ "llama", "qwen2" or "qwen3"; raises FailedPrecondition (UNSUPPORTED_ARCHITECTURE) for others."""
     name = file.metadata.get("general.architecture")
     if name not in _ARCHITECTURES:
+        of_encoder = "; import an encoder's Hugging Face folder instead" if str(name).endswith("bert") else ""
         raise FailedPrecondition(
-            f"{file.path.name} has the architecture {name!r:.80}; supported: {', '.join(_ARCHITECTURES)}",
+            f"{file.path.name} has the architecture {name!r:.80}; supported: {', '.join(_ARCHITECTURES)}"
+            f"{of_encoder}",
             reason="UNSUPPORTED_ARCHITECTURE",
         )
     return str(name)

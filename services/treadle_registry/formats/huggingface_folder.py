@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +13,14 @@ import numpy as np
 
 from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.bfloat16 import round_to_bfloat16
-from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.config_values import MAX_CONFIG_BYTES
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import AnyConfig, parse_any_config
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
 from treadle.text.tokenizer import backend_from_bytes
-from treadle_registry.formats.canonical import WEIGHTS, TextParts, json_bytes
+from treadle_registry.formats.canonical import WEIGHTS, TextParts
+from treadle_registry.formats.encoder_weights import canonical_tensors, stage_encoder
+from treadle_registry.formats.json_files import json_bytes, read_json
 from treadle_registry.formats.quantized_checkpoint import (
     QUANTIZATION_FILES,
     QuantizedCheckpoint,
@@ -33,11 +36,13 @@ from treadle_registry.formats.safetensors_file import (
     read_header,
     write_bfloat16,
 )
+from treadle_registry.formats.sentence_transformers import lower_cased
 from treadle_registry.formats.shared_weights import share_weights
+from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
 from treadle_registry.formats.tokenizers import files as tokenizer_files
 from treadle_registry.formats.tokenizers.rebuilt import rebuild
-from treadle_registry.names import check_file_name, file_inside, is_file_name
+from treadle_registry.names import check_file_name, file_inside, is_file_name, is_inner_folder, is_inner_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 
@@ -47,21 +52,17 @@ _KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
 _MAX_TEXT = 256 << 20
 _MAX_TOKENIZER = 128 << 20
 _MAX_INDEX = 16 << 20
-_MAX_JSON = 16 << 20
-"""Of tokenizer_config.json, which may list every added token."""
 _MAX_FILES = 1024
 _TEMPLATES, _TEMPLATE_SUFFIX = "additional_chat_templates", ".jinja"
 _CHUNK = 1 << 20
 _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
-_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
-"""The first of two halves, or the second, as JSON or UTF-8 has them."""
 
 
 class HuggingFaceFolder:
     """config.json, safetensors in one file or several, the tokenizer and what else belongs to them.
 
-    Weights become bfloat16, rounded to nearest even; files of bfloat16 alone, and of what this suite has
-    quantised, are taken as they are.
+    A decoder's weights become bfloat16, rounded to nearest even; files of bfloat16 alone, and of what this
+    suite has quantised, are taken as they are. An encoder's keep their types; see `encoder_weights`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +72,7 @@ class HuggingFaceFolder:
         names = sorted({"config.json", *kept_names(folder), *weights})
         files = {name: file_inside(folder, name) for name in names}
         tokenizer_files.check_there(files)
-        self._take(files | _template_files(folder), weights)
+        self._take(files | inner_files(folder), weights)
 
     @classmethod
     def of_files(cls, files: Mapping[str, Path], weights: Sequence[str]) -> HuggingFaceFolder:
@@ -105,10 +106,13 @@ class HuggingFaceFolder:
         `as_stored`: they are some artifact's canonical weights already, of whatever type.
         """
         parts, places = self._read({name: staging.path(f"source/{name}") for name in self.files})
+        config = parse_any_config(dict(parts.config))
+        if isinstance(config, EncoderConfig):
+            return parts, stage_encoder(staging, config, places, self._weights, report)
         canonical = all(
             tensor.dtype == "BF16" and not is_derived(name) for name, (_, tensor) in places.items()
         )
-        if as_stored or canonical or parse_config(dict(parts.config)).quantization:
+        if as_stored or canonical or config.quantization:
             return parts, share_weights(staging, self._weights, report)
         shapes = {name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not is_derived(name)}
         meter = StageMeter(report, Stage.CONVERTING, sum(2 * _elements(places[name][1]) for name in shapes))
@@ -135,16 +139,27 @@ class HuggingFaceFolder:
             places |= {name: (files[file], tensor) for name, tensor in tensors.items()}
         stored = {name: tensor for name, (_, tensor) in places.items()}
         if not own_quantization(config) and (quantized := quantization_of(config, files, stored)):
-            raise refusal(quantized)
-        check_tensors(parse_config(config), stored)
-        return replace(_text_parts(files, config), dtypes=dtype_shares(stored)), places
+            raise refusal(quantized, is_encoder=_is_of_encoder(config))
+        model = parse_any_config(config)
+        if isinstance(model, EncoderConfig):
+            canonical_tensors(model, stored)
+        else:
+            check_tensors(model, stored)
+        return replace(_text_parts(files, config, model), dtypes=dtype_shares(stored)), places
 
 
 def own_quantization(config: Mapping[str, Any]) -> str:
     """How the weights are quantised where it is this suite that stores them so; else ""."""
     with contextlib.suppress(TreadleError):
-        return parse_config(dict(config)).quantization
+        return parse_any_config(dict(config)).quantization
     return ""
+
+
+def _is_of_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether it would be an encoder if it were not quantised."""
+    with contextlib.suppress(TreadleError):
+        return isinstance(parse_any_config(without_quantization(config)), EncoderConfig)
+    return False
 
 
 def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
@@ -159,30 +174,6 @@ def check_config(files: Mapping[str, Path]) -> dict[str, Any]:
                 reason="REMOTE_CODE",
             )
     return config
-
-
-def read_json(path: Path, max_bytes: int = _MAX_JSON) -> dict[str, Any]:
-    """A JSON object; raises InvalidArgument (CORRUPT_CONFIG) that names the file."""
-    try:
-        if path.stat().st_size > max_bytes:
-            raise ValueError(f"larger than {max_bytes} bytes")
-        content = path.read_bytes()
-        value = json.loads(content)
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-        # Half a character cannot be written again; a whole one in two halves can.
-        if _HALF_CHARACTER.search(content):
-            json_bytes(value)
-    except UnicodeEncodeError as error:
-        raise InvalidArgument(
-            f"{path.name} has half a character ({error.object[error.start]!r}); escape whole ones",
-            reason="CORRUPT_CONFIG",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(
-            f"{path.name} cannot be read: {error}; take the model's own file", reason="CORRUPT_CONFIG"
-        ) from error
-    return value
 
 
 def quantization_of(
@@ -200,9 +191,10 @@ def quantization_of(
         return None
     expected = None
     with contextlib.suppress(TreadleError):
-        expected = expected_tensors(parse_config(without_quantization(config)))
-        # A quantised head is a tensor of its own also where it is tied.
-        expected = {HEAD: expected[EMBEDDING]} | expected
+        model = parse_any_config(without_quantization(config))
+        if not isinstance(model, EncoderConfig):
+            # A quantised head is a tensor of its own also where it is tied.
+            expected = {HEAD: expected_tensors(model)[EMBEDDING]} | expected_tensors(model)
     return describe(found, tensors, expected)
 
 
@@ -220,18 +212,19 @@ def kept_names(folder: Path) -> set[str]:
     }
 
 
-def _template_files(folder: Path) -> dict[str, Path]:
-    """Chat templates that have files in a folder of their own, as Transformers keeps all but the default."""
-    inner = folder / _TEMPLATES
-    if not inner.is_dir():
-        return {}
-    if inner.resolve().parent != folder.resolve():
-        raise InvalidArgument(
-            f"{_TEMPLATES} is a link that leaves its folder; import a copy without links (cp -rL)",
-            reason="PATH_OUTSIDE",
-        )
-    names = sorted(path.name for path in inner.iterdir() if path.name.endswith(_TEMPLATE_SUFFIX))
-    return {f"{_TEMPLATES}/{name}": file_inside(inner, name) for name in names[: _MAX_FILES + 1]}
+def inner_files(folder: Path) -> dict[str, Path]:
+    """What is kept of a folder's own folders, as `is_inner_name` says: templates, modules' settings."""
+    found: dict[str, Path] = {}
+    for inner in sorted(path for path in folder.iterdir() if is_inner_folder(path.name) and path.is_dir()):
+        names = [name for path in inner.iterdir() if is_inner_name(name := f"{inner.name}/{path.name}")]
+        if names and inner.resolve().parent != folder.resolve():
+            raise InvalidArgument(
+                f"{inner.name} is a link that leaves its folder; import a copy without links (cp -rL)",
+                reason="PATH_OUTSIDE",
+            )
+        for name in sorted(names)[: _MAX_FILES + 1]:
+            found[name] = file_inside(inner, name.partition("/")[2])
+    return found
 
 
 def named_shards(index: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -270,10 +263,10 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     )
 
 
-def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextParts:
+def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any], model: AnyConfig) -> TextParts:
     tokenizer_config = _optional(files, "tokenizer_config.json")
     if rebuilt := rebuild(files, tokenizer_config, config, read_json):
-        tokenizer, text = json.loads(rebuilt.tokenizer_json), rebuilt.tokenizer_json.encode()
+        tokenizer, text = dict(rebuilt.tokenizer), rebuilt.tokenizer_json
         tokenizer_config = dict(rebuilt.config)
     else:
         tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)
@@ -284,9 +277,16 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         raise InvalidArgument(
             f"tokenizer.json cannot be loaded: {error}", reason="CORRUPT_TOKENIZER"
         ) from error
+    came = dict(tokenizer)
     if tokenizer.get("padding") is not None or tokenizer.get("truncation") is not None:
         # These belong to a call; baked in, they would cut or fill every prompt.
         tokenizer |= {"padding": None, "truncation": None}
+    task_facts = None
+    if isinstance(model, EncoderConfig):
+        said, task_facts = read_encoder(files, config, model, tokenizer_config)
+        if said.lower_case:
+            tokenizer["normalizer"] = lower_cased(tokenizer.get("normalizer"))
+    if tokenizer != came:
         text = json_bytes(tokenizer)
     templates = _chat_templates(files, tokenizer_config.pop("chat_template", None))
     generation = _optional(files, "generation_config.json")
@@ -301,6 +301,7 @@ def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any]) -> TextPar
         chat_templates=templates,
         generation=generation,
         license=license_of(files),
+        task_facts=task_facts,
     )
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from treadle.errors import TreadleError
-from treadle.models.config import MAX_CONFIG_BYTES, parse_config
+from treadle.models.config_values import MAX_CONFIG_BYTES
 from treadle.models.element_sizes import GGUF_BLOCKS
+from treadle.models.families import parse_any_config
 from treadle_registry.formats.canonical import facts_of_config
 from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.huggingface_folder import (
@@ -19,11 +20,12 @@ from treadle_registry.formats.huggingface_folder import (
     license_of,
     own_quantization,
     quantization_of,
-    read_json,
 )
+from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.quantized_checkpoint import QuantizedCheckpoint, without_quantization
 from treadle_registry.formats.safetensors_file import StoredTensor, dtype_shares, read_header
 from treadle_registry.store.manifest import ModelFacts
+from treadle_registry.store.task_facts import TaskFacts
 
 _MAX_WORD = 100
 _MAX_NUMBER = 1 << 31
@@ -54,6 +56,8 @@ class Inspection:
     """Names and bytes of what an import would take."""
     quantization: QuantizedCheckpoint | None = None
     refusal: TreadleError | None = None
+    task_facts: TaskFacts | None = None
+    """What can be asked of it; None where it cannot be imported."""
 
     @property
     def total_bytes(self) -> int:
@@ -103,7 +107,7 @@ def _facts(config: Mapping[str, Any], parameters: int) -> ModelFacts:
     """As an import counts them where it knows the architecture."""
     known = without_quantization(config)
     with contextlib.suppress(TreadleError):
-        return facts_of_config(known, parse_config(known))
+        return facts_of_config(known, parse_any_config(known))
     text = config.get("text_config")
     holders = [config, *([text] if isinstance(text, Mapping) else [])]
     classes = config.get("architectures")

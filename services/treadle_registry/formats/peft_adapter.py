@@ -20,7 +20,7 @@ from treadle.errors import InvalidArgument
 from treadle.models.config import ModelConfig
 from treadle.models.llama import HEAD, expected_tensors
 from treadle_registry.formats.float_tensors import Floats, StoredFloats
-from treadle_registry.formats.huggingface_folder import read_json
+from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.safetensors_file import StoredTensor, read_header
 from treadle_registry.names import file_inside
 

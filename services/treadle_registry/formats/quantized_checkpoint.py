@@ -154,7 +154,7 @@ def describe(
     )
 
 
-def refusal(checkpoint: QuantizedCheckpoint) -> TreadleError:
+def refusal(checkpoint: QuantizedCheckpoint, *, is_encoder: bool = False) -> TreadleError:
     """What ImportModel says of it.
 
     FailedPrecondition (UNSUPPORTED_QUANTIZATION), or InvalidArgument (CORRUPT_QUANTIZATION) where it
@@ -169,9 +169,15 @@ def refusal(checkpoint: QuantizedCheckpoint) -> TreadleError:
             + ". Download the model again, or import the unquantised one",
             reason="CORRUPT_QUANTIZATION",
         )
+    way_out = (
+        "Import the unquantised model: an encoder is quantised as it is loaded (quantization int8 of its "
+        "deployment)"
+        if is_encoder
+        else "Import the unquantised model, or its GGUF file, and quantise it here (treadle models quantize)"
+    )
     return FailedPrecondition(
         f"the weights are {checkpoint.summary}. Such weights are read and not served: {checkpoint.because}. "
-        "Import the unquantised model, or its GGUF file, and quantise it here (treadle models quantize)",
+        f"{way_out}",
         reason="UNSUPPORTED_QUANTIZATION",
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from treadle_registry.formats.canonical import WEIGHTS, json_bytes
+from treadle_registry.formats.canonical import WEIGHTS
+from treadle_registry.formats.json_files import json_bytes
 from treadle_registry.formats.safetensors_file import TensorDigests, hash_tensors, read_header
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging

@@ -27,26 +27,37 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> N
     Raises InvalidArgument: CORRUPT_WEIGHTS, UNSUPPORTED_TENSOR, UNSUPPORTED_DTYPE.
     """
     expected = stored_tensors(config)
-    for name, layout in expected.items():
-        if name not in tensors:
-            raise InvalidArgument(
-                f"the weights lack the tensor {name}; take all of the model's files", reason="CORRUPT_WEIGHTS"
-            )
-        if tensors[name].shape != layout.shape:
-            raise InvalidArgument(
-                f"{name} has the shape {tensors[name].shape}; config.json means {layout.shape}; "
-                "take both from one model",
-                reason="CORRUPT_WEIGHTS",
-            )
     tied = tied_tensors(config).keys()
-    if unknown := [name for name in tensors.keys() - expected.keys() - tied if not is_derived(name)]:
-        raise InvalidArgument(
-            f"the weights have tensors that {config.model_type} does not: "
-            + ", ".join(name[:100] for name in sorted(unknown)[:5]),
-            reason="UNSUPPORTED_TENSOR",
-        )
+    own = {name: tensor for name, tensor in tensors.items() if name not in tied and not is_derived(name)}
+    check_shapes(config.model_type, {name: layout.shape for name, layout in expected.items()}, own)
     for name, tensor in tensors.items():
         due = expected[name].dtype if name in expected else ""
         if tensor.dtype not in ((due,) if due else FLOATS) and not is_derived(name):
             wanted = f"config.json means {due}" if due else f"{', '.join(FLOATS)} are converted"
             raise InvalidArgument(f"{name[:100]} is {tensor.dtype}; {wanted}", reason="UNSUPPORTED_DTYPE")
+
+
+def check_shapes(
+    model_type: str, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Exactly the tensors that are expected, each of its shape.
+
+    Raises InvalidArgument: CORRUPT_WEIGHTS, UNSUPPORTED_TENSOR.
+    """
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise InvalidArgument(
+                f"the weights lack the tensor {name}; take all of the model's files", reason="CORRUPT_WEIGHTS"
+            )
+        if tensors[name].shape != shape:
+            raise InvalidArgument(
+                f"{name} has the shape {tensors[name].shape}; config.json means {shape}; "
+                "take both from one model",
+                reason="CORRUPT_WEIGHTS",
+            )
+    if unknown := tensors.keys() - expected.keys():
+        raise InvalidArgument(
+            f"the weights have tensors that {model_type} does not: "
+            + ", ".join(name[:100] for name in sorted(unknown)[:5]),
+            reason="UNSUPPORTED_TENSOR",
+        )

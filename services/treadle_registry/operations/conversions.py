@@ -47,12 +47,13 @@ class Conversion(Protocol):
 class DtypeConversion:
     """Every tensor in another type."""
 
-    def __init__(self, raw: Mapping[str, Any], config: ModelConfig, dtype: str) -> None:
+    def __init__(self, raw: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+        """`shapes` are those of the parent's tensors."""
         key = "dtype" if "dtype" in raw else "torch_dtype"
         self.config: Mapping[str, Any] = {**raw, key: dtype}
         self._stored = FLOAT_TYPES[dtype]
         self.layouts: Mapping[str, StoredLayout] = {
-            name: StoredLayout(shape, self._stored) for name, shape in expected_tensors(config).items()
+            name: StoredLayout(shape, self._stored) for name, shape in shapes.items()
         }
 
     def pieces(self, name: str, first: int, values: Floats) -> Pieces:

@@ -17,14 +17,15 @@ from treadle.errors import (
     NotFound,
     PermissionDenied,
 )
-from treadle.models.config import ModelConfig, parse_config
-from treadle.models.llama import expected_tensors
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import AnyConfig, expected_tensors, parse_any_config
 from treadle.models.quantization_config import FORMS
 from treadle.models.stored_folder import StoredFile, StoredFolder
-from treadle_registry.formats.canonical import WEIGHTS, facts_of_config, json_bytes
-from treadle_registry.formats.float_tensors import FloatTensors, StoredFloats
+from treadle_registry.formats.canonical import WEIGHTS, facts_of_config
+from treadle_registry.formats.float_tensors import FLOAT_TYPES, FloatTensors, StoredFloats
 from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.gguf_tensors import GgufTensors
+from treadle_registry.formats.json_files import json_bytes
 from treadle_registry.formats.peft_adapter import CONFIG as ADAPTER_CONFIG
 from treadle_registry.formats.peft_adapter import WEIGHTS as ADAPTER_WEIGHTS
 from treadle_registry.formats.peft_adapter import PeftAdapter, adapter_files
@@ -60,7 +61,8 @@ def derive(store: Store, parent_digest: str, derivation: Derivation, report: Rep
     report(Progress(Stage.CHECKING))
     parent = store.get(parent_digest)
     _check_parent(parent.manifest)
-    if derivation == Derivation("dtype", "bfloat16") and not parent.manifest.parent_digest:
+    _check_kind(parent, derivation)
+    if _is_already(parent, derivation):
         return parent
     with disk_errors("the derived model"), store.staging() as staging:
         if derivation.kind == "adapter_merge":
@@ -83,6 +85,37 @@ def _check_parent(manifest: Manifest) -> None:
             f"it was made of{whole}",
             reason="QUANTIZED_PARENT",
         )
+
+
+def _check_kind(parent: Published, derivation: Derivation) -> None:
+    """Raises FailedPrecondition (UNSUPPORTED_ARCHITECTURE) for what is not made of an encoder."""
+    if derivation.kind == "dtype" or _generates(parent.manifest):
+        return
+    kind = parent.manifest.facts.model_type
+    if derivation.kind == "adapter_merge":
+        what = f"adapters are merged into models that generate, and this is an encoder ({kind}): merge it in "
+        what += "PEFT (merge_and_unload) and import the result"
+    else:
+        what = (
+            f"an encoder ({kind}) is not stored as {derivation.value}: serve the float model, quantised as "
+        )
+        what += "it is loaded (quantization int8 of its deployment)"
+    raise FailedPrecondition(what, reason="UNSUPPORTED_ARCHITECTURE")
+
+
+def _is_already(parent: Published, derivation: Derivation) -> bool:
+    """Whether an imported model's canonical weights are of the type that is asked for."""
+    if derivation.kind != "dtype" or parent.manifest.parent_digest:
+        return False
+    if _generates(parent.manifest):
+        return derivation.value == "bfloat16"
+    floats = {share.dtype for share in parent.manifest.facts.dtypes} & set(FLOAT_TYPES.values())
+    return floats == {FLOAT_TYPES[derivation.value]}
+
+
+def _generates(manifest: Manifest) -> bool:
+    """Whether it is a decoder, by what was said of it when it came."""
+    return "generate" in manifest.task_facts.tasks
 
 
 def _made_before(store: Store, parent_digest: str, derivation: Derivation) -> Published | None:
@@ -146,16 +179,17 @@ class _Derivation:
     ) -> None:
         self._store, self._staging, self._report = store, staging, report
         self._parent, self._derivation = parent, derivation
-        # A parent that was imported has its values as they came, which may be finer than the canonical ones.
+        # A parent that was imported has its values as they came, which may be finer than the canonical ones;
+        # an encoder's are the same.
         manifest = parent.manifest
         imported = not manifest.parent_digest and manifest.source_files
-        self._from_source = derivation.kind == "dtype" and bool(imported)
+        self._from_source = derivation.kind == "dtype" and bool(imported) and _generates(manifest)
 
     def run(self) -> Published:
         """Checks the parent's files, converts, publishes."""
         self._verify_parent()
         raw = json.loads((self._parent.canonical_folder / _CONFIG_FILE).read_bytes())
-        config = parse_config(raw)
+        config = parse_any_config(raw)
         with self._values(config) as values:
             conversion = self._conversion(raw, config)
             needed = sum(map(stored_bytes, conversion.layouts.values()))
@@ -178,7 +212,7 @@ class _Derivation:
             canonical.verify()
 
     @contextlib.contextmanager
-    def _values(self, config: ModelConfig) -> Iterator[FloatTensors]:
+    def _values(self, config: AnyConfig) -> Iterator[FloatTensors]:
         """Where the parent's values are read."""
         if not self._from_source:
             yield self._canonical()
@@ -186,7 +220,7 @@ class _Derivation:
         folder = self._parent.canonical_folder.parent / "source"
         names = [file.path for file in self._parent.manifest.source_files]
         gguf = [name for name in names if name.endswith(".gguf")]
-        if gguf:
+        if gguf and not isinstance(config, EncoderConfig):
             with GgufFile(folder / gguf[0]) as file:
                 yield GgufTensors(file, config)
             return
@@ -197,18 +231,23 @@ class _Derivation:
         folder = self._parent.canonical_folder
         return StoredFloats([folder / name for name in names if name.endswith(".safetensors")])
 
-    def _conversion(self, raw: Mapping[str, Any], config: ModelConfig) -> Conversion:
+    def _conversion(self, raw: Mapping[str, Any], config: AnyConfig) -> Conversion:
         derivation = self._derivation
         if derivation.kind == "dtype":
-            return DtypeConversion(raw, config, derivation.value)
+            return DtypeConversion(raw, self._shapes(config), derivation.value)
+        assert not isinstance(config, EncoderConfig)
         if derivation.kind == "quantization":
             quantization = next(form for form in FORMS if form == derivation.value)
             return QuantizedConversion(raw, config, self._canonical(), quantization)
         adapter = PeftAdapter(self._staging.path("source"), config)
         return MergeConversion(raw, config, self._canonical(), adapter)
 
-    def _convert(self, config: ModelConfig, values: FloatTensors, conversion: Conversion) -> None:
-        shapes = expected_tensors(config)
+    def _shapes(self, config: AnyConfig) -> Mapping[str, tuple[int, ...]]:
+        """The parent's canonical tensors; an encoder may have some that none must have."""
+        return self._canonical().shapes if isinstance(config, EncoderConfig) else expected_tensors(config)
+
+    def _convert(self, config: AnyConfig, values: FloatTensors, conversion: Conversion) -> None:
+        shapes = self._shapes(config)
         # Of the parent, as it lies in the canonical folder.
         meter = StageMeter(self._report, Stage.CONVERTING, 2 * sum(map(math.prod, shapes.values())))
         with self._staging.create_at_offsets(WEIGHTS) as write_at:
@@ -248,11 +287,12 @@ class _Derivation:
             facts=replace(
                 parent.facts,
                 # A head that was tied has numbers of its own once it is quantised.
-                parameters=facts_of_config(config, parse_config(dict(config))).parameters,
+                parameters=facts_of_config(config, parse_any_config(dict(config))).parameters,
                 quantization=quantization,
                 dtypes=dtype_shares(stored),
             ),
             defaults=parent.defaults,
+            task_facts=parent.task_facts,
             files=self._staging.listed("canonical"),
             source_files=self._staging.listed("source"),
             source=f"{parent.source} {derivation}",

@@ -12,6 +12,7 @@ from treadle_registry.formats.canonical import (
     facts_of,
     generation_defaults,
     manifest_of,
+    task_facts_of,
     write_text_parts,
 )
 from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
@@ -72,6 +73,7 @@ def check_opened(opened: OpenedSource) -> Manifest:
         ),
         source=opened.origin,
         create_time=0.0,
+        task_facts=task_facts_of(parts),
     )
 
 

@@ -9,6 +9,7 @@ from treadle_registry.formats.inspection import Inspection
 from treadle_registry.formats.quantized_checkpoint import QuantizedCheckpoint
 from treadle_registry.operations.error_json import error_from_json, error_to_json
 from treadle_registry.store.manifest import ModelFacts
+from treadle_registry.store.task_facts import TaskFacts
 
 
 def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def inspection_to_json(inspection: Inspection) -> dict[str, Any]:
         "files": inspection.files,
         "quantization": asdict(quantization) if quantization else None,
         "refusal": error_to_json(refusal) if refusal else None,
+        "task_facts": asdict(inspection.task_facts) if inspection.task_facts else None,
     }
 
 
@@ -31,6 +33,7 @@ def inspection_from_json(raw: dict[str, Any]) -> Inspection:
         files=tuple((name, size) for name, size in raw["files"]),
         quantization=_quantization(raw["quantization"]) if raw["quantization"] else None,
         refusal=error_from_json(raw["refusal"]) if raw["refusal"] else None,
+        task_facts=TaskFacts.from_json(raw["task_facts"]) if raw["task_facts"] else None,
     )
 
 

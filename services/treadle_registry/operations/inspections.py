@@ -63,7 +63,7 @@ class Inspections:
         facts = published.manifest.facts
         # Manifests from before types were counted lack them.
         facts = replace(facts, dtypes=facts.dtypes or found.facts.dtypes)
-        return replace(found, facts=facts, refusal=None)
+        return replace(found, facts=facts, refusal=None, task_facts=published.manifest.task_facts)
 
 
 def _kept_source(published: Published) -> LocalSource:

@@ -23,7 +23,7 @@ from treadle_registry.formats.canonical import (
 )
 from treadle_registry.formats.float_tensors import FLOAT_TYPES
 from treadle_registry.formats.huggingface_folder import HuggingFaceFolder
-from treadle_registry.names import check_file_name
+from treadle_registry.names import check_file_name, is_model_file
 from treadle_registry.operations.deriving import adapter_digest
 from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
 from treadle_registry.sources.remote_source import RemoteSource
@@ -51,6 +51,7 @@ def check_remote(source: RemoteSource, config: RemotesConfig) -> Manifest:
         converter=claimed.converter,
         parent_digest=claimed.parent_digest,
         derivation=claimed.derivation,
+        task_facts=claimed.task_facts,
         fetched_from=source.remote,
     )
 
@@ -212,9 +213,10 @@ def _check_derivation(made: Manifest, claimed: RemoteArtifact) -> None:
 
 def _recomputed(scratch: Staging, claimed: RemoteArtifact, report: Report) -> Manifest:
     """The manifest of the canonical files, as if they were imported: their canonical form is themselves."""
-    names = [file.path for file in claimed.files if "/" not in file.path]
+    names = [file.path for file in claimed.files if not file.path.startswith(f"{_TEMPLATES}/")]
     for name in names:
-        check_file_name(name, "the artifact")
+        if not is_model_file(name):
+            check_file_name(name, "the artifact")
     if lacking := {"config.json", "tokenizer.json"} - set(names):
         raise FailedPrecondition(f"{min(lacking)} is missing", reason="MISSING_FILE")
     weights = [name for name in names if name.endswith(".safetensors")]

@@ -12,6 +12,7 @@ from treadle_registry.catalog.aliases import Alias
 from treadle_registry.servicing.convert_derivation import derivation_to_proto
 from treadle_registry.store.manifest import GenerationDefaults, Manifest, ModelFacts
 from treadle_registry.store.store import Published
+from treadle_registry.store.task_facts import TaskFacts
 
 
 def timestamp_to_proto(seconds: float) -> timestamp_pb2.Timestamp:
@@ -41,6 +42,7 @@ def artifact_to_proto(manifest: Manifest, location: str) -> artifact_pb2.Artifac
         parent_digest=manifest.parent_digest,
         derivation=derivation_to_proto(manifest.derivation) if manifest.derivation else None,
         total_bytes=manifest.total_bytes,
+        task_facts=task_facts_to_proto(manifest.task_facts),
     )
 
 
@@ -66,6 +68,24 @@ def facts_to_proto(facts: ModelFacts) -> artifact_pb2.ModelFacts:
             for share in facts.dtypes
         ],
         quantization=facts.quantization,
+    )
+
+
+def task_facts_to_proto(facts: TaskFacts) -> artifact_pb2.TaskFacts:
+    """What can be asked of a model."""
+    return artifact_pb2.TaskFacts(
+        tasks=facts.tasks,
+        pooling=facts.pooling,
+        normalize=facts.normalize,
+        embedding_dimensions=facts.embedding_dimensions,
+        prompts=facts.prompts,
+        default_prompt_name=facts.default_prompt_name,
+        skip_prompt=facts.skip_prompt,
+        labels=facts.labels,
+        multi_label=facts.multi_label,
+        rank_activation=facts.rank_activation,
+        similarity=facts.similarity,
+        max_input_tokens=facts.max_input_tokens,
     )
 
 

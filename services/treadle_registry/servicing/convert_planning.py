@@ -10,7 +10,7 @@ from treadle.rpc import to_status
 from treadle_registry.formats.inspection import Inspection
 from treadle_registry.formats.quantized_checkpoint import QuantizedCheckpoint
 from treadle_registry.planning import PlacementRequest, Strategy, TrainingPlan
-from treadle_registry.servicing.convert import facts_to_proto
+from treadle_registry.servicing.convert import facts_to_proto, task_facts_to_proto
 
 _STRATEGIES: dict[int, Strategy] = {
     planning_pb2.DEVICE_MAP_STRATEGY_UNSPECIFIED: "auto",
@@ -72,6 +72,7 @@ def inspection_to_proto(inspection: Inspection) -> inspection_pb2.InspectModelRe
         total_bytes=inspection.total_bytes,
         quantization=_quantization(found) if found else None,
         refusal=to_status(inspection.refusal) if inspection.refusal else None,
+        task_facts=task_facts_to_proto(inspection.task_facts) if inspection.task_facts else None,
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from treadle.errors import InvalidArgument
-from treadle.models.config import parse_config
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import parse_any_config
 from treadle_registry.formats.huggingface_folder import check_config
+from treadle_registry.formats.json_files import read_json
+from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.operations.progress import Report, unheard
 from treadle_registry.sources.hub_cached import cached_files
 from treadle_registry.sources.hub_client import HubClient, Listing
@@ -42,7 +45,10 @@ def open_hub(source: HubSource, client: HubClient, report: Report = unheard) -> 
             # What exactly they are, and that they cannot be served, stands in the headers.
             with hub_headers(source, client) as headers:
                 headers.opened(linked=False).model.check()
-        parse_config(config)
+        model = parse_any_config(config)
+        if isinstance(model, EncoderConfig):
+            tokenizer = "tokenizer_config.json"
+            read_encoder(files, config, model, read_json(files[tokenizer]) if tokenizer in files else {})
     weights = weight_names(chosen, files)
     check_shards(weights, chosen, listing.files)
     files |= download.fetch(weights)

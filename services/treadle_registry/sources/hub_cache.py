@@ -25,6 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from treadle.durable_names import fsync_folder
 from treadle.errors import PermissionDenied, ResourceExhausted, Unavailable
+from treadle_registry.names import is_inner_folder
 from treadle_registry.sources.hub_client import COMMIT, HubFile, git_hash
 
 _LOOK_EVERY_S = 0.25
@@ -91,9 +92,14 @@ class HubCache:
         return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 
     def names(self, commit: str) -> set[str]:
-        """The names of a snapshot's files."""
+        """The names of a snapshot's files, those of its folders that may belong to a model among them."""
         with contextlib.suppress(OSError):
-            return {path.name for path in (self.folder / "snapshots" / commit).iterdir() if path.is_file()}
+            folder = self.folder / "snapshots" / commit
+            listed = list(folder.iterdir())
+            for below in [path for path in listed if is_inner_folder(path.name) and path.is_dir()]:
+                listed += below.iterdir()
+            found = [path for path in listed if path.is_file()]
+            return {path.relative_to(folder).as_posix() for path in found}
         return set()
 
     def find(self, commit: str, name: str, file: HubFile) -> Path | None:

@@ -23,7 +23,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from treadle import __version__
 from treadle.errors import FailedPrecondition, InvalidArgument, Unavailable
 from treadle_registry.config import HubConfig
-from treadle_registry.names import is_file_name
+from treadle_registry.names import is_model_file
 from treadle_registry.sources.hub_errors import hub_errors, not_a_hub
 from treadle_registry.sources.hub_source import HubSource
 
@@ -74,7 +74,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A commit's files at the top of the repository."""
+    """A commit's files at the top of the repository, and those of its folders that may belong to a model."""
 
     commit: str
     files: dict[str, HubFile]
@@ -165,10 +165,10 @@ class HubClient:
                 f"{source.repository} has {len(siblings)} files; at most {_MAX_LISTED} are looked at",
                 reason="TOO_MANY_FILES",
             )
-        # What lies in a folder of the repository's own is no part of a model at its top.
+        # Of what lies in the repository's own folders only some is a part of the model at its top.
         return Listing(
             info.sha,
-            {entry.rfilename: self._file(entry) for entry in siblings if is_file_name(entry.rfilename)},
+            {entry.rfilename: self._file(entry) for entry in siblings if is_model_file(entry.rfilename)},
         )
 
     def _file(self, entry: RepoSibling) -> HubFile:

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from treadle.errors import InvalidArgument, NotFound
-from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, named_shards, read_json
+from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, named_shards
+from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.tokenizers import files as tokenizer_files
-from treadle_registry.names import is_file_name
+from treadle_registry.names import is_file_name, is_inner_name
 from treadle_registry.sources.hub_source import HubSource
 
 _TEXT = re.compile(
     r"config\.json|generation_config\.json|tokenizer(?:_config)?\.json|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.(?:json|txt|bpe)|merges\.txt|encoder\.json|sentencepiece\.bpe\.model"
     r"|[A-Za-z0-9_]+\.(?:model|jinja)|chat_template\.json"
+    r"|modules\.json|config_sentence_transformers\.json|sentence_[a-z-]{1,32}_config\.json"
     r"|README\.md|(?i:LICEN[CS]E|NOTICE)[A-Za-z0-9._-]{0,32}"
 )
-"""Configuration, tokenizer, templates, generation defaults, licence and card."""
+"""Configuration, tokenizer, templates, defaults, sentence-transformers' files, licence and card."""
 _VARIANT_OF = re.compile(
     r"model\.([A-Za-z0-9_-]+?)(?:-\d{5}-of-\d{5})?\.safetensors"
     r"|model\.safetensors\.index\.([A-Za-z0-9_-]+)\.json"
@@ -50,7 +52,8 @@ def is_index(name: str) -> bool:
 
 def text_files(names: Collection[str]) -> list[str]:
     """What is read of a model beside its weights."""
-    return sorted(name for name in names if _TEXT.fullmatch(name) and not name.endswith(PICKLE_SUFFIXES))
+    found = [name for name in names if _TEXT.fullmatch(name) or is_inner_name(name)]
+    return sorted(name for name in found if not name.endswith(PICKLE_SUFFIXES))
 
 
 def required(names: Collection[str]) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ class _HeaderReader:
         if size > MAX_TEXT:
             raise InvalidArgument(f"{name} is larger than {MAX_TEXT} bytes", reason="FILE_TOO_LARGE")
         path = self._folder / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(self._read(name, 0, size))
         return path
 

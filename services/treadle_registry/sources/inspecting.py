@@ -9,8 +9,8 @@ from pathlib import Path
 
 from treadle.errors import PermissionDenied, TreadleError
 from treadle_registry.config import HubConfig
-from treadle_registry.formats.canonical import check_parts
-from treadle_registry.formats.huggingface_folder import kept_names, weight_files
+from treadle_registry.formats.canonical import check_parts, task_facts_of
+from treadle_registry.formats.huggingface_folder import inner_files, kept_names, weight_files
 from treadle_registry.formats.inspection import Inspection, inspect_gguf, inspect_safetensors
 from treadle_registry.names import file_inside
 from treadle_registry.sources.hub_source import HubSource
@@ -65,12 +65,13 @@ def _local(source: LocalSource) -> Inspection:
 
 
 def with_refusal(inspection: Inspection, open_model: Callable[[], SourceModel]) -> Inspection:
-    """The inspection, and why an import would refuse the model, where it would."""
+    """The inspection with what can be asked of the model, or why an import would refuse it."""
     try:
-        check_parts(open_model().check())
+        parts = open_model().check()
+        check_parts(parts)
     except TreadleError as error:
         return replace(inspection, refusal=error)
-    return inspection
+    return replace(inspection, task_facts=task_facts_of(parts))
 
 
 def _inspect_folder(folder: Path) -> Inspection:
@@ -82,5 +83,7 @@ def _inspect_folder(folder: Path) -> Inspection:
     for name in (*weights, *sorted(kept_names(folder))[:_MOST_TEXTS]):
         with contextlib.suppress(TreadleError):
             files[name] = file_inside(folder, name)
+    with contextlib.suppress(TreadleError):
+        files |= inner_files(folder)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     return inspect_safetensors(files, weights, sizes)

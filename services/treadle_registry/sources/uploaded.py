@@ -40,6 +40,7 @@ def open_uploaded(store: Store, source: UploadedSource) -> Iterator[OpenedSource
 
 def _name(store: Store, digest: str, path: Path) -> None:
     """Gives the content of a digest a name, whether it waits for an import or an artifact has it."""
+    path.parent.mkdir(exist_ok=True)
     for place in (Uploads(store).path(digest), store.blob_path(digest)):
         with contextlib.suppress(FileNotFoundError):
             os.link(place, path)

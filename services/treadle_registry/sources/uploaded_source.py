@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from treadle.errors import invalid_field
-from treadle_registry.names import check_digest, is_file_name
+from treadle_registry.names import check_digest, is_model_file
 
 _MAX_FILES = 1024
 _MAX_SOURCE = 200
@@ -35,10 +35,11 @@ class UploadedSource:
         known: set[str] = set()
         for number, (name, digest) in enumerate(self.files):
             field = f"uploaded.files[{number}]"
-            if not is_file_name(name):
+            if not is_model_file(name):
                 raise invalid_field(
                     f"{field}.name",
-                    "must be a plain file name: letters, digits, '.', '_' and '-', a letter or digit first; "
+                    "must be a plain file name (letters, digits, '.', '_' and '-', a letter or digit first), "
+                    "additional_chat_templates/<name>.jinja or <n>_<Module>/config.json; "
                     f"got {name[:100]!r}",
                     reason="PATH_OUTSIDE",
                 )

@@ -17,7 +17,8 @@ _NOT_COMPUTED = frozenset(
     """_name_or_path _commit_hash transformers_version torch_dtype dtype use_cache license bos_token_id
     eos_token_id pad_token_id initializer_range attention_dropout hidden_dropout output_attentions
     output_hidden_states return_dict is_encoder_decoder problem_type
-    finetuning_task id2label label2id""".split()
+    finetuning_task id2label label2id sentence_transformers
+    sbert_ce_default_activation_function""".split()
 )
 """Keys of config.json that change no logit."""
 
@@ -90,10 +91,13 @@ def tokenizer_digest(tokenizer: Mapping[str, Any], tokenizer_config: Mapping[str
     )
 
 
-def presentation_digest(chat_templates: Mapping[str, str], generation: Mapping[str, Any]) -> str:
-    """The chat templates by name and the generation defaults."""
+def presentation_digest(
+    chat_templates: Mapping[str, str], generation: Mapping[str, Any], tasks: Mapping[str, Any] | None = None
+) -> str:
+    """The chat templates by name, the generation defaults, and of an encoder what can be asked of it."""
     defaults = {key: value for key, value in generation.items() if key not in _NOT_PRESENTED}
-    return digest_json({"kind": "presentation/1", "templates": dict(chat_templates), "defaults": defaults})
+    presented = {"kind": "presentation/1", "templates": dict(chat_templates), "defaults": defaults}
+    return digest_json(presented if tasks is None else presented | {"tasks": tasks})
 
 
 _NOT_PRESENTED = frozenset({"transformers_version", "_from_model_config"})

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models.stored_folder import StoredFile
 from treadle_registry.store.derivation import Derivation
 from treadle_registry.store.digests import Digests
+from treadle_registry.store.task_facts import TaskFacts, decoder_facts
 
 CONVERTER = "treadle-registry/2"
 """Who derives canonical forms; raised whenever the same source would give other bytes."""
 
-_VERSION = 2
+_VERSION = 3
 """Raised with every field that comes or changes; what older manifests lack has a default."""
 
 
@@ -93,6 +94,8 @@ class Manifest:
     parent_digest: str = ""
     derivation: Derivation | None = None
     """How it was made of its parent; None: it was imported."""
+    task_facts: TaskFacts = field(default_factory=TaskFacts)
+    """Older manifests lack them: they are of models that generate."""
     fetched_from: str = ""
     """The other registry that it came from, by its name in the settings. The files make the digests; of what
     they were made is that one's word, on which nothing is taken for made before."""
@@ -130,13 +133,16 @@ class Manifest:
             digests = raw.pop("digests")
             defaults = raw.pop("defaults")
             derivation = raw.pop("derivation", None)
+            facts = ModelFacts.from_json(raw.pop("facts"))
+            tasks = raw.pop("task_facts", None)
             return cls(
                 digests=Digests(**digests) if digests else None,
-                facts=ModelFacts.from_json(raw.pop("facts")),
+                facts=facts,
                 defaults=GenerationDefaults(**defaults | {"eos_token_ids": tuple(defaults["eos_token_ids"])}),
                 files=tuple(StoredFile(**file) for file in raw.pop("files")),
                 source_files=tuple(StoredFile(**file) for file in raw.pop("source_files")),
                 derivation=Derivation(**derivation) if derivation else None,
+                task_facts=TaskFacts.from_json(tasks) if tasks else decoder_facts(facts.context_length),
                 **raw,
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

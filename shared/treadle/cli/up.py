@@ -77,6 +77,8 @@ def up(
 
       treadle up --workers 2 --port 50060
 
+      treadle up --model smollm2 --model minilm
+
       treadle up --model smollm2 --model tiny=./my-llama-folder
 
       treadle up --model qwen=~/models/qwen2.5-0.5b-q8_0.gguf

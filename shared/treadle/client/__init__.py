@@ -9,6 +9,7 @@ from treadle.client.artifact import (
     HubOptions,
     ImportProgress,
     ModelSource,
+    TaskFacts,
 )
 from treadle.client.async_client import AsyncClient
 from treadle.client.deployment import (
@@ -76,6 +77,7 @@ __all__ = [
     "ServingConfiguration",
     "SyncAnswerStream",
     "TargetStatus",
+    "TaskFacts",
     "TokenLogprobs",
     "Usage",
     "Verification",

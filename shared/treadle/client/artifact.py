@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -89,6 +90,32 @@ class DtypeShare:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What can be asked of a model, and what its folder says of how."""
+
+    tasks: tuple[str, ...] = ()
+    """Of "generate", "score", "embed", "classify", "tag" and "rerank"."""
+    pooling: str = ""
+    """How the tokens' vectors become the text's: "mean", "cls", "last"; empty: the folder does not say."""
+    normalize: bool = False
+    embedding_dimensions: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """By name: what is put before a text."""
+    default_prompt_name: str = ""
+    skip_prompt: bool = False
+    """The prompt's own tokens are not pooled."""
+    labels: tuple[str, ...] = ()
+    """In the order of the head's outputs."""
+    multi_label: bool = False
+    rank_activation: str = ""
+    """What is made of a cross-encoder's number: "sigmoid", or "" for nothing."""
+    similarity: str = ""
+    """"cosine", "dot"."""
+    max_input_tokens: int = 0
+    """Of a text, or a pair, special ones included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """A model in the store."""
 
@@ -118,6 +145,7 @@ class Artifact:
     """How, in words."""
     dtypes: tuple[DtypeShare, ...] = ()
     """Types of the files as they came, or of the stored tensors of one that was derived."""
+    task_facts: TaskFacts = field(default_factory=TaskFacts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf import timestamp_pb2
 
 from treadle.api.registry.v1 import artifact_pb2, inspection_pb2, registry_pb2
-from treadle.client.artifact import Artifact, ArtifactFile, DtypeShare, ModelSource
+from treadle.client.artifact import Artifact, ArtifactFile, DtypeShare, ModelSource, TaskFacts
 
 
 def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
@@ -38,6 +38,25 @@ def artifact_from_proto(artifact: artifact_pb2.Artifact) -> Artifact:
         parent_digest=artifact.parent_digest,
         derivation=_derivation(artifact.derivation),
         dtypes=dtypes_from_proto(facts),
+        task_facts=task_facts_from_proto(artifact.task_facts),
+    )
+
+
+def task_facts_from_proto(facts: artifact_pb2.TaskFacts) -> TaskFacts:
+    """What can be asked of a model."""
+    return TaskFacts(
+        tasks=tuple(facts.tasks),
+        pooling=facts.pooling,
+        normalize=facts.normalize,
+        embedding_dimensions=facts.embedding_dimensions,
+        prompts=dict(facts.prompts),
+        default_prompt_name=facts.default_prompt_name,
+        skip_prompt=facts.skip_prompt,
+        labels=tuple(facts.labels),
+        multi_label=facts.multi_label,
+        rank_activation=facts.rank_activation,
+        similarity=facts.similarity,
+        max_input_tokens=facts.max_input_tokens,
     )
 
 

@@ -9,8 +9,8 @@ from typing import Literal, TypeVar
 from google.rpc import status_pb2
 
 from treadle.api.registry.v1 import inspection_pb2, planning_pb2
-from treadle.client.artifact import DtypeShare, ModelSource
-from treadle.client.convert_artifact import dtypes_from_proto, set_source
+from treadle.client.artifact import DtypeShare, ModelSource, TaskFacts
+from treadle.client.convert_artifact import dtypes_from_proto, set_source, task_facts_from_proto
 from treadle.client.deployment_convert import configuration_to_proto
 from treadle.client.registry_connection import RegistryConnection
 from treadle.deployments import ServingConfiguration
@@ -60,6 +60,8 @@ class ModelInspection:
     total_bytes: int
     quantization: CheckpointQuantization | None
     refusal: TreadleError | None
+    task_facts: TaskFacts | None = None
+    """What can be asked of it; None where it cannot be imported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ def _inspection_from_proto(response: inspection_pb2.InspectModelResponse) -> Mod
         total_bytes=response.total_bytes,
         quantization=_quantization(response.quantization) if response.HasField("quantization") else None,
         refusal=None if refusal is None else from_status(refusal),
+        task_facts=task_facts_from_proto(response.task_facts) if response.HasField("task_facts") else None,
     )
 
 

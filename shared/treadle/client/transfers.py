@@ -26,6 +26,11 @@ _MORE_TEMPLATES = "additional_chat_templates/"
 _TEXTS = (".json", ".txt", ".md", ".jinja", ".model")
 _SINGLE = "model.safetensors"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+_INNER = re.compile(
+    r"additional_chat_templates/[A-Za-z0-9][A-Za-z0-9._-]{0,126}\.jinja"
+    r"|[0-9]{1,2}_[A-Za-z][A-Za-z0-9]{0,63}/config\.json"
+)
+"""What of a model's own folders belongs to it: templates, settings of sentence-transformers' modules."""
 
 BytesProgress = Callable[[int, int], None]
 """Told how many bytes are done, and how many there are."""
@@ -134,7 +139,8 @@ class Upload:
             size += more
             self._count(more)
 
-        return StoredFile(place.name, file_digest(place, count), size)
+        name = place.name if place == self._path else place.relative_to(self._path).as_posix()
+        return StoredFile(name, file_digest(place, count), size)
 
     async def _send(self) -> None:
         for place, file in zip(self._places, self._files, strict=True):
@@ -164,4 +170,7 @@ def _model_files(path: Path) -> list[Path]:
             "folder", f"{path} has no .safetensors; pickled weights are never taken: convert them"
         )
     kept = [place for place in places if place.suffix in _TEXTS or place.name.upper().startswith("LICENSE")]
-    return [*kept, *weights]
+    inner = sorted(
+        place for place in path.glob("*/*") if _INNER.fullmatch(place.relative_to(path).as_posix())
+    )
+    return [*kept, *(place for place in inner if place.is_file()), *weights]

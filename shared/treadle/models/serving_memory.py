@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from treadle.models.config import ModelConfig
+from treadle.models.encoder_config import EncoderConfig
 
 DEFAULT_BLOCK_SIZE = 32
 """Tokens a block of keys and values."""
 DEFAULT_BATCHED_TOKENS = 256
 """Tokens of a step at most."""
+DEFAULT_ENCODER_TOKENS = 2048
+"""Tokens of an encoder's step at most; a longer text is a step of its own."""
 
 _CACHE_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 CACHE_DTYPES = tuple(_CACHE_BYTES)
@@ -55,3 +58,17 @@ def step_bytes(
     widest = max(heads + 2 * keys + heads, 4 * config.intermediate_size)
     layer = tokens * (2 * config.hidden_size + widest)
     return _FLOAT32 * (layer + _LOGIT_TENSORS * batch * config.vocab_size)
+
+
+def encoder_step_bytes(
+    config: EncoderConfig, context: int, batch: int, most_tokens: int = DEFAULT_ENCODER_TOKENS
+) -> int:
+    """Bytes of the tensors that live at once in the largest step over `batch` texts of `context` tokens.
+
+    The stream, and the widest part of a layer beside it: queries, keys, values and what attention gave, which
+    is there twice while it is put in order, or what is between the two products of the feed-forward, before
+    and after its activation.
+    """
+    tokens = max(context, min(batch * context, most_tokens))
+    widest = max(5 * config.hidden_size, 2 * config.intermediate_size)
+    return _FLOAT32 * tokens * (2 * config.hidden_size + widest)

@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from treadle.models.config import ModelConfig
-from treadle.models.llama import EMBEDDING, Shape, expected_tensors
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import AnyConfig, expected_tensors
+from treadle.models.llama import EMBEDDING, Shape
 from treadle.models.quantization_config import Quantization, form_of, group_size
 
 _WEIGHT = ".weight"
@@ -67,8 +69,10 @@ def parts_of(product: str, shape: Shape, form: Quantization) -> Mapping[str, Sto
     }
 
 
-def stored_tensors(config: ModelConfig) -> dict[str, StoredLayout]:
-    """Every tensor of a canonical folder with this configuration."""
+def stored_tensors(config: AnyConfig) -> dict[str, StoredLayout]:
+    """Every tensor that a canonical folder with this configuration must hold; an encoder's are all floats."""
+    if isinstance(config, EncoderConfig):
+        return {name: StoredLayout(shape) for name, shape in expected_tensors(config).items()}
     quantized = quantized_products(config, config.quantization)
     stored: dict[str, StoredLayout] = {}
     for name, shape in expected_tensors(config).items():

@@ -10,8 +10,10 @@ from torch import nn
 from treadle.errors import FailedPrecondition
 from treadle.models.quantization_config import HEAD, form_of
 from treadle.nn import native
+from treadle.nn.encoder_layers import LayerNorm
+from treadle.nn.encoder_model import EncoderModel
 from treadle.nn.linear import Linear, RMSNorm
-from treadle.nn.llama import LlamaForCausalLM
+from treadle.nn.llama import Embedding, LlamaForCausalLM
 from treadle.nn.quantization import QuantizedLinear, QuantizedWeight, quantize
 
 Quantization = Literal["", "int8", "int4"]
@@ -79,15 +81,45 @@ def prepare(
         if quantized and (stored := quantized.pop(name, None)) is not None:
             kernel = native.pack_quantized if use_native else QuantizedLinear
             module.use(kernel(stored, module.bias))
-        elif use_native:
-            module.use(native.pack(module.weight, module.bias, form))
-        elif form:
-            module.use(QuantizedLinear(quantize(module.weight, form), module.bias))
         else:
-            module.prepare()
+            _give_kernel(module, form, use_native)
     if use_native:
         for module in model.modules():
             if isinstance(module, RMSNorm):
                 module.weight = nn.Parameter(module.weight.float().clone(), requires_grad=False)
         model.model.float32_stream = True
     return use_native
+
+
+@torch.inference_mode()
+def prepare_encoder(
+    model: EncoderModel, *, quantization: Quantization = "", kernels: Kernels = "auto"
+) -> bool:
+    """Gives every product its kernel, as `prepare` does; returns whether they are the native ones.
+
+    Quantised are the layers' products: a head is small, and its logits are the answer. On the CPU everything
+    else becomes float32: norms, small tables and the stream; the words' embedding is still what was given.
+    """
+    weight = model.embeddings.words.weight
+    use_native = uses_native(weight.dtype, weight.device, kernels)
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            _give_kernel(module, quantization if name.startswith("layers.") else "", use_native)
+    if weight.device.type == "cpu":
+        small = [module for module in model.modules() if isinstance(module, LayerNorm | Embedding)]
+        for module in small:
+            if module is model.embeddings.words:
+                continue
+            for parameter in module.parameters():
+                parameter.data = parameter.float().clone()
+    model.is_native = use_native
+    return use_native
+
+
+def _give_kernel(module: Linear, form: str, use_native: bool) -> None:
+    if use_native:
+        module.use(native.pack(module.weight, module.bias, form))
+    elif form:
+        module.use(QuantizedLinear(quantize(module.weight, form), module.bias))
+    else:
+        module.prepare()

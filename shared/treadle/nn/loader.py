@@ -7,6 +7,7 @@ import ctypes
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,9 +16,14 @@ from torch import nn
 from treadle.errors import DataLoss, FailedPrecondition
 from treadle.models import llama as llama_tensors
 from treadle.models.config import ModelConfig, read_config
+from treadle.models.encoder_tensors import WORDS
+from treadle.models.families import is_encoder, optional_tensors, read_any_config
 from treadle.models.stored_weights import StoredLayout, stored_tensors
 from treadle.nn import llama
-from treadle.nn.execution import Kernels, Quantization, check_quantization, prepare
+from treadle.nn.encoder_model import EncoderModel
+from treadle.nn.encoder_model import build as build_encoder
+from treadle.nn.encoder_weights import take
+from treadle.nn.execution import Kernels, Quantization, check_quantization, prepare, prepare_encoder
 from treadle.nn.stored_weights import take_quantized
 
 BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
@@ -26,7 +32,7 @@ BUILDERS: Mapping[str, Callable[[ModelConfig], llama.LlamaForCausalLM]] = {
     "qwen2": llama.build,
     "qwen3": llama.build,
 }
-"""The architecture of each `model_type`."""
+"""The decoders by `model_type`; the encoders' table is `encoder_model.ENCODERS`."""
 
 INDEX = "model.safetensors.index.json"
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,19 +63,8 @@ def load_model(
     config = read_config(folder)
     check_quantization(quantization, config.quantization, device)
     model = BUILDERS[config.model_type](config)
-    expected, tied = stored_tensors(config), llama_tensors.tied_tensors(config)
-    state: dict[str, torch.Tensor] = {}
-    for path in weight_files(folder):
-        tensors = _read(path, expected, tied, dtype, device)
-        if twice := sorted(tensors.keys() & state.keys()):
-            raise DataLoss(
-                f"{path.name} repeats {len(twice)} tensors, {_some(twice)}", reason="REPEATED_TENSORS"
-            )
-        state |= tensors
-    if missing := sorted(expected.keys() - state.keys()):
-        raise DataLoss(
-            f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
-        )
+    tied = llama_tensors.tied_tensors(config)
+    state = _read_all(folder, stored_tensors(config), tied, dtype, device)
     quantized = take_quantized(state, config, dtype, device)
     state |= {name: state[source] for name, source in tied.items()}
     _merge(state)
@@ -78,18 +73,54 @@ def load_model(
     model.requires_grad_(False)
     del state
     if prepare(model, quantization=quantization, kernels=kernels, quantized=quantized):
-        _map_embedding_anew(model, folder, dtype)
+        _map_anew(model.model.embed_tokens, llama_tensors.EMBEDDING, folder, dtype)
         _trim_heap()
     return model
 
 
-def _map_embedding_anew(model: llama.LlamaForCausalLM, folder: Path, dtype: torch.dtype) -> None:
+def load_encoder(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantization: Quantization = "",
+    kernels: Kernels = "auto",
+) -> EncoderModel:
+    """The encoder of a canonical folder, in `dtype` on `device`, with its kernels chosen (`nn.execution`).
+
+    A bare encoder's pooler is not read: nothing here needs it. Raises InvalidArgument or FailedPrecondition
+    for the configuration and for a quantisation that encoders do not have, and DataLoss as `load_model`.
+    """
+    config = read_any_config(folder)
+    if not is_encoder(config):
+        raise FailedPrecondition(
+            f"{config.model_type} is a decoder; load_encoder takes encoders", reason="NOT_AN_ENCODER"
+        )
+    if quantization == "int4":
+        raise FailedPrecondition(
+            "encoders are served as they are or as int8: set TREADLE_ENGINE_QUANTIZATION to int8, or leave "
+            "it empty",
+            reason="QUANTIZATION_NOT_AVAILABLE",
+        )
+    check_quantization(quantization, config.quantization, device)
+    model = build_encoder(config)
+    optional = {name: StoredLayout(shape) for name, shape in optional_tensors(config).items()}
+    state = _read_all(folder, stored_tensors(config), {}, dtype, device, optional)
+    model.load_state_dict(take(state, config), assign=True)
+    model.requires_grad_(False)
+    if prepare_encoder(model, quantization=quantization, kernels=kernels):
+        _map_anew(model.embeddings.words, WORDS, folder, dtype)
+        _trim_heap()
+    return model
+
+
+def _map_anew(embedding: llama.Embedding, name: str, folder: Path, dtype: torch.dtype) -> None:
     """The embedding is all that is still read from the files: a map of its own lets go of the other pages."""
     for path in weight_files(folder):
         with safe_open(path, framework="pt", device="cpu") as file:
-            if llama_tensors.EMBEDDING in file.keys():  # noqa: SIM118 - no mapping
-                weight = file.get_tensor(llama_tensors.EMBEDDING).to(dtype)
-                model.model.embed_tokens.weight = nn.Parameter(weight, requires_grad=False)
+            if name in file.keys():  # noqa: SIM118 - no mapping
+                weight = file.get_tensor(name).to(dtype)
+                embedding.weight = nn.Parameter(weight, requires_grad=False)
                 return
 
 
@@ -130,6 +161,30 @@ def _is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable():
         return False
     return name.endswith(".safetensors") and not any(mark in name for mark in "/\\:")
+
+
+def _read_all(
+    folder: Path,
+    expected: Mapping[str, StoredLayout],
+    tied: Mapping[str, str],
+    dtype: torch.dtype,
+    device: torch.device,
+    optional: Mapping[str, StoredLayout] = MappingProxyType({}),
+) -> dict[str, torch.Tensor]:
+    """Every expected tensor of a folder, floats as `dtype`; tied and optional ones are passed over."""
+    state: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        tensors = _read(path, {**expected, **optional}, tied, dtype, device)
+        if twice := sorted(tensors.keys() & state.keys()):
+            raise DataLoss(
+                f"{path.name} repeats {len(twice)} tensors, {_some(twice)}", reason="REPEATED_TENSORS"
+            )
+        state |= tensors
+    if missing := sorted(expected.keys() - state.keys()):
+        raise DataLoss(
+            f"{folder.name} lacks {len(missing)} tensors, {_some(missing)}", reason="MISSING_TENSORS"
+        )
+    return {name: tensor for name, tensor in state.items() if name not in optional}
 
 
 def _read(

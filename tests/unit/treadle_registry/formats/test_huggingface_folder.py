@@ -270,7 +270,7 @@ FILES: dict[str, tuple[dict[str, Any], str, str]] = {
         "REMOTE_CODE",
         "auto_map",
     ),
-    "architecture": ({"config__json": CONFIG | {"model_type": "bert"}}, "UNSUPPORTED_ARCHITECTURE", "bert"),
+    "architecture": ({"config__json": CONFIG | {"model_type": "t5"}}, "UNSUPPORTED_ARCHITECTURE", "t5"),
     "quantised": (
         {"config__json": CONFIG | {"quantization_config": {"bits": 4}}},
         "UNSUPPORTED_QUANTIZATION",

@@ -14,6 +14,13 @@ from typing import Any
 
 import pytest
 from peft_folder import write_adapter
+from small_encoder import (
+    SENTENCE_FILES,
+    canonical_tensors,
+    encoder_config,
+    foreign_tensors,
+    write_encoder,
+)
 from small_folder import write_model
 
 from treadle_registry.catalog.catalog import Catalog
@@ -38,6 +45,11 @@ def make_source(
     def make(kind: str, **fields: Any) -> LocalSource:
         if kind == "gguf_file":
             return LocalSource("gguf_file", str(gguf(**fields)))
+        if kind == "encoder":
+            raw = encoder_config()
+            tensors = foreign_tensors(raw, canonical_tensors(raw))
+            folder = write_encoder(tmp_path / "folder", raw, tensors, shards=2, files=SENTENCE_FILES)
+            return LocalSource("folder", str(folder))
         if kind == "folder":
             store = Store.open(tmp_path / "another")
             found = import_source(store, LocalSource("gguf_file", str(gguf())))
@@ -64,7 +76,9 @@ def run_killed(tmp_path: Path, store: Path, kind: str, value: str) -> dict[str, 
     return told
 
 
-@pytest.mark.parametrize(("kind", "least"), [("gguf_file", 80), ("folder", 80), ("package", 80)])
+@pytest.mark.parametrize(
+    ("kind", "least"), [("gguf_file", 80), ("folder", 80), ("package", 80), ("encoder", 120)]
+)
 def test_an_import(tmp_path: Path, make_source: MakeSource, kind: str, least: int):
     source = make_source(kind)
     told = run_killed(tmp_path, Store.open(tmp_path / "store").root, source.kind, source.value)
@@ -75,12 +89,16 @@ def test_an_import(tmp_path: Path, make_source: MakeSource, kind: str, least: in
     assert (told["damaged"], told["whole_at_the_end"]) == (0, 1)
 
 
-@pytest.mark.parametrize("kind", ["quantization", "dtype", "adapter_merge"])
+@pytest.mark.parametrize("kind", ["quantization", "dtype", "adapter_merge", "of an encoder"])
 def test_a_derivation(tmp_path: Path, kind: str):
     store = Store.open(tmp_path / "store")
-    import_source(store, LocalSource("folder", str(write_model(tmp_path / "model"))))
-    adapter = write_adapter(tmp_path / "adapter")
-    value = {"quantization": "int4", "dtype": "float32", "adapter_merge": str(adapter)}[kind]
+    write: Callable[[Path], Path] = write_model
+    value = {"quantization": "int4", "dtype": "float32"}.get(kind, "float16")
+    if kind == "of an encoder":
+        write, kind = write_encoder, "dtype"
+    elif kind == "adapter_merge":
+        value = str(write_adapter(tmp_path / "adapter"))
+    import_source(store, LocalSource("folder", str(write(tmp_path / "model"))))
     told = run_killed(tmp_path, store.root, kind, value)
     assert told["killed"] >= 60
     assert told["half_done"] > 30

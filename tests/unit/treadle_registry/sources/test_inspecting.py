@@ -58,9 +58,9 @@ UNKNOWN: dict[str, tuple[dict[str, Any], tuple[str, int, int, int]]] = {
         {"model_type": "gpt2", "n_positions": 1024, "n_embd": 768, "n_layer": 12, "vocab_size": 50257},
         ("gpt2", 1024, 768, 12),
     ),
-    "an encoder": (
-        {"model_type": "bert", "max_position_embeddings": 512, "hidden_size": 384, "num_hidden_layers": 6},
-        ("bert", 512, 384, 6),
+    "another encoder": (
+        {"model_type": "albert", "max_position_embeddings": 512, "hidden_size": 384, "num_hidden_layers": 6},
+        ("albert", 512, 384, 6),
     ),
     "images and text": (
         {

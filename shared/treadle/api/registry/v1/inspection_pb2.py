@@ -27,7 +27,7 @@ from treadle.api.registry.v1 import artifact_pb2 as treadle_dot_api_dot_registry
 from treadle.api.registry.v1 import source_pb2 as treadle_dot_api_dot_registry_dot_v1_dot_source__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(treadle/api/registry/v1/inspection.proto\x12\x17treadle.api.registry.v1\x1a\x17google/rpc/status.proto\x1a&treadle/api/registry/v1/artifact.proto\x1a$treadle/api/registry/v1/source.proto\"\x9d\x01\n\x13InspectModelRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x66older\x18\x02 \x01(\tH\x00\x12\x13\n\tgguf_file\x18\x03 \x01(\tH\x00\x12\x11\n\x07package\x18\x04 \x01(\tH\x00\x12\x31\n\x03hub\x18\x05 \x01(\x0b\x32\".treadle.api.registry.v1.HubSourceH\x00\x42\x08\n\x06source\"\x92\x02\n\x14InspectModelResponse\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32#.treadle.api.registry.v1.ModelFacts\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x35\n\x05\x66iles\x18\x03 \x03(\x0b\x32&.treadle.api.registry.v1.InspectedFile\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x45\n\x0cquantization\x18\x05 \x01(\x0b\x32/.treadle.api.registry.v1.CheckpointQuantization\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\",\n\rInspectedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x9a\x02\n\x16\x43heckpointQuantization\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\x12\x12\n\ngroup_size\x18\x04 \x01(\r\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12\x11\n\tsymmetric\x18\x06 \x01(\x08\x12\x18\n\x10\x61\x63tivation_order\x18\x07 \x01(\x08\x12\x17\n\x0f\x61\x63tivation_bits\x18\x08 \x01(\r\x12\x17\n\x0fignored_modules\x18\t \x03(\t\x12\x1c\n\x14quantized_parameters\x18\n \x01(\x04\x12\x1e\n\x16unquantized_parameters\x18\x0b \x01(\x04\x12\x0f\n\x07summary\x18\x0c \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(treadle/api/registry/v1/inspection.proto\x12\x17treadle.api.registry.v1\x1a\x17google/rpc/status.proto\x1a&treadle/api/registry/v1/artifact.proto\x1a$treadle/api/registry/v1/source.proto\"\x9d\x01\n\x13InspectModelRequest\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x66older\x18\x02 \x01(\tH\x00\x12\x13\n\tgguf_file\x18\x03 \x01(\tH\x00\x12\x11\n\x07package\x18\x04 \x01(\tH\x00\x12\x31\n\x03hub\x18\x05 \x01(\x0b\x32\".treadle.api.registry.v1.HubSourceH\x00\x42\x08\n\x06source\"\xca\x02\n\x14InspectModelResponse\x12\x32\n\x05\x66\x61\x63ts\x18\x01 \x01(\x0b\x32#.treadle.api.registry.v1.ModelFacts\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x35\n\x05\x66iles\x18\x03 \x03(\x0b\x32&.treadle.api.registry.v1.InspectedFile\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x45\n\x0cquantization\x18\x05 \x01(\x0b\x32/.treadle.api.registry.v1.CheckpointQuantization\x12#\n\x07refusal\x18\x06 \x01(\x0b\x32\x12.google.rpc.Status\x12\x36\n\ntask_facts\x18\x07 \x01(\x0b\x32\".treadle.api.registry.v1.TaskFacts\",\n\rInspectedFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\x9a\x02\n\x16\x43heckpointQuantization\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\x12\x0c\n\x04\x62its\x18\x03 \x01(\r\x12\x12\n\ngroup_size\x18\x04 \x01(\r\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12\x11\n\tsymmetric\x18\x06 \x01(\x08\x12\x18\n\x10\x61\x63tivation_order\x18\x07 \x01(\x08\x12\x17\n\x0f\x61\x63tivation_bits\x18\x08 \x01(\r\x12\x17\n\x0fignored_modules\x18\t \x03(\t\x12\x1c\n\x14quantized_parameters\x18\n \x01(\x04\x12\x1e\n\x16unquantized_parameters\x18\x0b \x01(\x04\x12\x0f\n\x07summary\x18\x0c \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,9 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTMODELREQUEST']._serialized_start=173
   _globals['_INSPECTMODELREQUEST']._serialized_end=330
   _globals['_INSPECTMODELRESPONSE']._serialized_start=333
-  _globals['_INSPECTMODELRESPONSE']._serialized_end=607
-  _globals['_INSPECTEDFILE']._serialized_start=609
-  _globals['_INSPECTEDFILE']._serialized_end=653
-  _globals['_CHECKPOINTQUANTIZATION']._serialized_start=656
-  _globals['_CHECKPOINTQUANTIZATION']._serialized_end=938
+  _globals['_INSPECTMODELRESPONSE']._serialized_end=663
+  _globals['_INSPECTEDFILE']._serialized_start=665
+  _globals['_INSPECTEDFILE']._serialized_end=709
+  _globals['_CHECKPOINTQUANTIZATION']._serialized_start=712
+  _globals['_CHECKPOINTQUANTIZATION']._serialized_end=994
 # @@protoc_insertion_point(module_scope)

@@ -67,6 +67,7 @@ class InspectModelResponse(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    TASK_FACTS_FIELD_NUMBER: _builtins.int
     format: _builtins.str
     """"safetensors", "gguf"."""
     total_bytes: _builtins.int
@@ -82,6 +83,10 @@ class InspectModelResponse(_message.Message):
     def refusal(self) -> _status_pb2.Status:
         """Set where it cannot be imported and served: why, as ImportModel would say."""
 
+    @_builtins.property
+    def task_facts(self) -> _artifact_pb2.TaskFacts:
+        """What can be asked of it; unset where it cannot be imported."""
+
     def __init__(
         self,
         *,
@@ -91,10 +96,11 @@ class InspectModelResponse(_message.Message):
         total_bytes: _builtins.int = ...,
         quantization: Global___CheckpointQuantization | None = ...,
         refusal: _status_pb2.Status | None = ...,
+        task_facts: _artifact_pb2.TaskFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "quantization", b"quantization", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "quantization", b"quantization", "refusal", b"refusal", "task_facts", b"task_facts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "files", b"files", "format", b"format", "quantization", b"quantization", "refusal", b"refusal", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["facts", b"facts", "files", b"files", "format", b"format", "quantization", b"quantization", "refusal", b"refusal", "task_facts", b"task_facts", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

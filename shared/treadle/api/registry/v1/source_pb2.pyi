@@ -96,7 +96,9 @@ class UploadedFiles(_message.Message):
         NAME_FIELD_NUMBER: _builtins.int
         DIGEST_FIELD_NUMBER: _builtins.int
         name: _builtins.str
-        """A plain file name."""
+        """A plain file name, or one in a folder of the model's own that belongs to
+        it: "1_Pooling/config.json", "additional_chat_templates/rag.jinja".
+        """
         digest: _builtins.str
         def __init__(
             self,

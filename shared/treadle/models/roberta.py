@@ -1,0 +1,43 @@
+"""RoBERTa (Liu et al., 2019): its configuration and the names of its tensors. No torch.
+
+BERT's layers. Positions are counted from behind the padding token's id, and a text's classifier has a
+layer of its own in the pooler's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from treadle.models.bert import LAYER
+from treadle.models.config_values import corrupt, size
+from treadle.models.encoder_config import EncoderConfig, parse_encoder
+from treadle.models.encoder_tensors import EncoderNames, to_hidden, to_labels
+
+NAMES = EncoderNames(
+    class_name="Roberta",
+    prefix="roberta",
+    layers="encoder.layer",
+    layer=LAYER,
+    layer_class="RobertaLayer",
+    heads={
+        "": {},
+        "sequence": {"classifier.dense": to_hidden, "classifier.out_proj": to_labels},
+        "token": {"classifier": to_labels},
+    },
+    optional=("pooler.dense",),
+    dropped=("lm_head.",),
+)
+
+
+def parse(raw: Mapping[str, Any]) -> EncoderConfig:
+    """See `parse_encoder`."""
+    padding = size(raw, "pad_token_id", default=1, smallest=0)
+    config = parse_encoder({**raw, "pad_token_id": padding}, "roberta", "Roberta")
+    if config.max_position_embeddings <= padding + 1:
+        raise corrupt(
+            "max_position_embeddings",
+            f"must be above pad_token_id + 1 ({padding + 1}); got {config.max_position_embeddings}",
+        )
+    return replace(config, first_position=padding + 1)

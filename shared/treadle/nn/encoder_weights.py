@@ -1,0 +1,51 @@
+"""Which tensors of a canonical folder each module of an encoder gets."""
+
+from __future__ import annotations
+
+from torch import Tensor, cat
+
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.encoder_tensors import NORM, POSITIONS, TYPES, WORDS
+from treadle.models.families import encoder_names
+from treadle.nn.encoder_model import ENCODERS
+
+
+def sources(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
+    """Of each parameter of `EncoderModel`: the canonical tensors whose rows stand one after another in it."""
+    names = encoder_names(config)
+    layer = names.layer
+    parts: dict[str, tuple[str, ...]] = {"embeddings.norm": (NORM,)}
+    for number in range(config.num_hidden_layers):
+        ours, theirs = f"layers.{number}", f"{names.layers}.{number}"
+        parts |= {
+            f"{ours}.qkv": tuple(f"{theirs}.{name}" for name in (layer.query, layer.key, layer.value)),
+            f"{ours}.attention_output": (f"{theirs}.{layer.attention_output}",),
+            f"{ours}.attention_norm": (f"{theirs}.{layer.attention_norm}",),
+            f"{ours}.intermediate": (f"{theirs}.{layer.intermediate}",),
+            f"{ours}.output": (f"{theirs}.{layer.output}",),
+            f"{ours}.output_norm": (f"{theirs}.{layer.output_norm}",),
+        }
+    if config.head == "sequence":
+        parts |= {ours: (theirs,) for theirs, ours in ENCODERS[config.model_type].sequence_modules.items()}
+    elif config.head == "token":
+        parts["head.out"] = ("classifier",)
+    tensors: dict[str, tuple[str, ...]] = {
+        f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs)
+        for ours, theirs in parts.items()
+        for kind in ("weight", "bias")
+    }
+    tensors["embeddings.words.weight"] = (WORDS,)
+    tensors["embeddings.positions.weight"] = (POSITIONS,)
+    if config.type_vocab_size:
+        tensors["embeddings.types.weight"] = (TYPES,)
+    return tensors
+
+
+def take(state: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
+    """The state of an `EncoderModel` of a canonical folder's tensors; empties `state`."""
+    taken = {}
+    for ours, theirs in sources(config).items():
+        parts = [state.pop(name) for name in theirs]
+        taken[ours] = parts[0] if len(parts) == 1 else cat(parts)
+    assert not state
+    return taken
