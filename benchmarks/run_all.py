@@ -31,6 +31,7 @@ SCRIPTS = (
     "quality",
     "encoder_quality",
     "scheduler_cost",
+    "tokenizer_cost",
     "memory",
     "model_store",
 )
