@@ -48,7 +48,7 @@ from treadle_registry.store.staging import Staging
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
+_KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model", ".bpe")
 _MAX_TEXT = 256 << 20
 _MAX_TOKENIZER = 128 << 20
 _MAX_INDEX = 16 << 20
@@ -204,11 +204,7 @@ def kept_names(folder: Path) -> set[str]:
         path.name
         for path in folder.iterdir()
         if is_file_name(path.name)
-        and (
-            path.name.endswith(_KEPT_SUFFIXES)
-            or path.name in tokenizer_files.KEPT
-            or path.name.upper().startswith("LICENSE")
-        )
+        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
     }
 
 

@@ -19,7 +19,7 @@ TEXTS = {
     "spaces": " " * (1 << 20),
     "emoji": "👩‍🚀🇩🇪👍🏽 " * (1 << 15),
 }
-ROUNDS = 4
+ROUNDS = 3
 MIB = 1 << 20
 
 
