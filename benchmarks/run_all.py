@@ -33,6 +33,7 @@ SCRIPTS = (
     "device_share",
     "tokenizer_cost",
     "scheduler_cost",
+    "tokenizer_cost",
     "memory",
     "model_store",
 )

@@ -1,8 +1,9 @@
 """What does the tokenizer service add to the library it is made of? 1,000 prompts, until their ids are there.
 
-A client in this process sends them to a tokenizer process over gRPC, in requests of 64 with four on their way,
-and reads the ids out of the answers; the bare library encodes the same prompts in this process (encode_batch,
-all cores) and its ids are read, too. They take turns. Prompts are cut from a text, 16 to 512 words each.
+A client in this process sends them to a tokenizer process over gRPC, in requests of 64 with four on their
+way, and reads the ids out of the answers; the bare library encodes the same prompts in this process
+(encode_batch, all cores) and its ids are read, too. They take turns. Prompts are cut from a text, 16 to 512
+words each.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class TokenizerConfig(BaseSettings):
     threads: int = Field(default_factory=lambda: max(2, os.cpu_count() or 2), ge=1)
     """Threads that encode and decode ordinary requests."""
     large_bytes: int = Field(default=64 << 10, ge=1)
-    """Requests from this size on have one thread of their own, so that they hold up only each other."""
+    """Texts from this size on have one thread of their own, so that they hold up only each other."""
     max_waiting: int = Field(default=1024, ge=1)
     """Ordinary requests that wait for a thread."""
     max_waiting_large: int = Field(default=32, ge=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from treadle.api.registry.v1 import artifact_pb2
@@ -14,6 +14,8 @@ from treadle.text.tokenizer import TextOrPair
 from treadle_tokenizer.encoding import EncodeOptions, Padding, Row
 from treadle_tokenizer.models import Artifact, Model
 from treadle_tokenizer.windows import Strategy, Truncation
+
+_DIGESTS_BYTES = 256
 
 
 def texts(inputs: Iterable[pb.EncodeInput]) -> list[TextOrPair]:
@@ -105,18 +107,18 @@ def encodings(rows: Iterable[Row]) -> pb.EncodeResponse:
     return response
 
 
-def encode_response(model: Model, parts: Iterable[pb.EncodeResponse]) -> pb.EncodeResponse:
+def encode_response(model: Model, parts: Sequence[pb.EncodeResponse]) -> pb.EncodeResponse:
     """The answer out of its parts; raises InvalidArgument where it would be larger than a message may be."""
-    response = pb.EncodeResponse(
-        artifact_digest=model.artifact_digest, tokenizer_digest=model.tokenizer.digest
-    )
-    for part in parts:
-        response.MergeFrom(part)
-    if (size := response.ByteSize()) > MAX_MESSAGE_BYTES:
+    if (size := sum(part.ByteSize() for part in parts)) > MAX_MESSAGE_BYTES - _DIGESTS_BYTES:
         raise InvalidArgument(
             f"the answer would have {size} bytes, at most {MAX_MESSAGE_BYTES} can be sent; send fewer inputs",
             reason="ANSWER_TOO_LARGE",
         )
+    response, *others = parts
+    for part in others:
+        response.MergeFrom(part)
+    response.artifact_digest = model.artifact_digest
+    response.tokenizer_digest = model.tokenizer.digest
     return response
 
 

@@ -46,8 +46,6 @@ class Lanes:
         At most as many of them as a lane has threads wait in it at once, so that requests of many pieces and
         requests of one take turns. The first error ends the others; raises ResourceExhausted as `run`.
         """
-        if len(pieces) == 1:
-            return [await self.run(pieces[0].work, size=pieces[0].size)]
         results: dict[int, T] = {}
         waiting: dict[_Lane, list[int]] = {}
         for number, piece in enumerate(pieces):

@@ -27,8 +27,9 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     ) -> pb.EncodeResponse:
         """Texts to token ids."""
         texts, options = convert.texts(request.inputs), convert.encode_options(request)
-        model, parts = await self._service.encode(request.model, texts, options, convert.encodings)
-        return convert.encode_response(model, parts)
+        return await self._service.encode(
+            request.model, texts, options, convert.encodings, convert.encode_response
+        )
 
     async def Decode(  # noqa: N802
         self, request: pb.DecodeRequest, context: Context

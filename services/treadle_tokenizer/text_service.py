@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from treadle.errors import FailedPrecondition
@@ -16,6 +17,7 @@ from treadle_tokenizer.lanes import Lanes, Piece
 from treadle_tokenizer.models import Model, Models
 
 T = TypeVar("T")
+R = TypeVar("R")
 _PIECE_BYTES = 32 << 10
 """Of the texts that a thread encodes in one go: some milliseconds' work."""
 
@@ -45,34 +47,36 @@ class TextService:
         texts: Sequence[TextOrPair],
         options: EncodeOptions,
         finish: Callable[[list[Row]], T],
-    ) -> tuple[Model, list[T]]:
-        """What `finish` makes of the encoded rows, piece by piece of the request and in their order.
+        join: Callable[[Model, list[T]], R],
+    ) -> R:
+        """What `finish` makes of the rows of each piece of the request, and `join` of all in their order.
 
-        It runs in the threads that encode, as rows can be long.
+        Both run in threads, as rows can be long.
         """
         bounds.check_model(model)
         sizes = bounds.check_texts(texts, self._config)
         found = await self._models.get(model)
         budget = TokenBudget(self._config.max_tokens)
 
-        def piece(start: int, stop: int) -> Piece[list[Row] | T]:
-            def work() -> list[Row] | T:
-                rows = encoding.encode(found.tokenizer, texts[start:stop], options, budget, first=start)
-                return finish(rows) if options.padding is None else rows
+        def encoded(start: int, stop: int) -> list[Row] | T:
+            rows = encoding.encode(found.tokenizer, texts[start:stop], options, budget, first=start)
+            return finish(rows) if options.padding is None else rows
 
-            return Piece(work, sum(sizes[start:stop]))
-
-        pieces = [piece(start, stop) for start, stop in _cuts(sizes)]
-        done: list[Any] = await self._lanes.run_all(pieces)
-        if options.padding is None:
-            return found, done
-        rows = [row for part in done for row in part]
-
-        def padded() -> T:
+        def joined(parts: list[Any]) -> R:
+            if options.padding is None:
+                return join(found, parts)
+            rows = [row for part in parts for row in part]
             encoding.pad(found.tokenizer, rows, options, budget)
-            return finish(rows)
+            return join(found, [finish(rows)])
 
-        return found, [await self._lanes.run(padded, size=sum(sizes))]
+        cuts = _cuts(sizes)
+        if len(cuts) == 1:
+            return await self._lanes.run(lambda: joined([encoded(0, len(texts))]), size=sum(sizes))
+        parts = await self._lanes.run_all(
+            [Piece(partial(encoded, start, stop), sum(sizes[start:stop])) for start, stop in cuts]
+        )
+        # Whatever the size: the text is encoded already, and nobody's large one is to be waited for.
+        return await self._lanes.run(lambda: joined(parts), size=0)
 
     async def decode(
         self, model: str, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool
@@ -94,8 +98,13 @@ class TextService:
     ) -> tuple[Model, list[int]]:
         """How many ids each text or pair has."""
         options = EncodeOptions(add_special_tokens=add_special_tokens)
-        found, counts = await self.encode(model, texts, options, lambda rows: [len(row.ids) for row in rows])
-        return found, [count for part in counts for count in part]
+        return await self.encode(
+            model,
+            texts,
+            options,
+            lambda rows: [len(row.ids) for row in rows],
+            lambda found, parts: (found, [count for part in parts for count in part]),
+        )
 
     async def render_chat(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from treadle_registry.formats.huggingface_folder import read_json
+from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.tokenizers.rebuilt import Rebuilt, rebuild
 
 SHAKESPEARE = Path(__file__).parents[1] / "data" / "shakespeare.txt"
@@ -105,6 +105,6 @@ def canonical(folder: Path, into: Path) -> Path:
         shutil.copy(folder / "tokenizer_config.json", into)
         return into
     made = rebuilt(folder)
-    (into / "tokenizer.json").write_text(made.tokenizer_json)
+    (into / "tokenizer.json").write_bytes(made.tokenizer_json)
     (into / "tokenizer_config.json").write_text(json.dumps(made.config))
     return into

@@ -49,7 +49,7 @@ from treadle_registry.store.staging import Staging
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model")
+_KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model", ".bpe")
 _MAX_TEXT = 256 << 20
 _MAX_TOKENIZER = 128 << 20
 _MAX_INDEX = 16 << 20
@@ -205,11 +205,7 @@ def kept_names(folder: Path) -> set[str]:
         path.name
         for path in folder.iterdir()
         if is_file_name(path.name)
-        and (
-            path.name.endswith(_KEPT_SUFFIXES)
-            or path.name in tokenizer_files.KEPT
-            or path.name.upper().startswith("LICENSE")
-        )
+        and (path.name.endswith(_KEPT_SUFFIXES) or path.name.upper().startswith("LICENSE"))
     }
 
 
@@ -267,7 +263,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
 def _text_parts(files: Mapping[str, Path], config: Mapping[str, Any], model: AnyConfig) -> TextParts:
     tokenizer_config = _optional(files, "tokenizer_config.json")
     if rebuilt := rebuild(files, tokenizer_config, config, read_json):
-        tokenizer, text = json.loads(rebuilt.tokenizer_json), rebuilt.tokenizer_json.encode()
+        tokenizer, text = dict(rebuilt.tokenizer), rebuilt.tokenizer_json
         tokenizer_config = dict(rebuilt.config)
     else:
         tokenizer = read_json(files["tokenizer.json"], _MAX_TOKENIZER)

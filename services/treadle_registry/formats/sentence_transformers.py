@@ -10,6 +10,7 @@ https://sbert.net/docs/package_reference/base/modules.html
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ _NORMALIZED = "sentence_embedding"
 _MAX_LENGTH = 1 << 20
 _MAX_PROMPTS, _MAX_PROMPT_NAME, _MAX_PROMPT = 64, 64, 8192
 """Characters of a name and of a prompt."""
+_MAX_ALL_PROMPTS = 128 << 10
+"""Bytes of all prompts as JSON: they go through every line and message that tells of the artifact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,4 +307,6 @@ def _prompts(config: _Object) -> dict[str, str]:
             raise config.corrupt(
                 f"a prompt's name must have 1 to {_MAX_PROMPT_NAME} characters; got {name!r:.80}"
             )
+    if (size := len(json.dumps(prompts))) > _MAX_ALL_PROMPTS:
+        raise config.corrupt(f"prompts has {size} bytes; at most {_MAX_ALL_PROMPTS} are taken")
     return prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from treadle_registry.store.task_facts import TaskFacts
 
 _MAX_LABELS, _MAX_LABEL = 10_000, 200
 """Characters of a label."""
+_MAX_ALL_LABELS = 256 << 10
+"""Bytes of all labels as JSON: they go through every line and message that tells of the artifact."""
 _LABELS = "config.json: id2label"
 _WAY_OUT = "name each output of the head once, from 0 on, or leave id2label out (LABEL_0, LABEL_1, …)"
 _PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
@@ -91,6 +94,8 @@ def read_labels(raw: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
     if len(set(labels)) < outputs:
         twice = next(label for number, label in enumerate(labels) if label in labels[:number])
         raise _no_labels(f"{twice!r:.80} is there twice")
+    if (size := len(json.dumps(labels))) > _MAX_ALL_LABELS:
+        raise _no_labels(f"has {size} bytes of labels; at most {_MAX_ALL_LABELS} are taken")
     return tuple(labels)
 
 

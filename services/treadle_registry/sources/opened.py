@@ -45,7 +45,7 @@ class ModelFiles:
         return self.weights[0].endswith(".gguf")
 
     def opened(self, *, linked: bool) -> OpenedSource:
-        """The model that they are; for safetensors config.json and tokenizer.json must be among them."""
+        """The model that they are; for safetensors config.json and a tokenizer must be among them."""
         model: SourceModel = (
             GgufModel(self.files[self.weights[0]])
             if self.is_gguf

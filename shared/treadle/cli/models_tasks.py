@@ -28,7 +28,12 @@ def task_rows(facts: TaskFacts) -> list[tuple[str, str]]:
         rows.append(("rank", facts.rank_activation or "the head's own number"))
     if facts.max_input_tokens:
         rows.append(("longest input", f"{facts.max_input_tokens} tokens"))
-    return rows
+    return [(name, _printable(value)) for name, value in rows]
+
+
+def _printable(text: str) -> str:
+    """A model's own words do not steer the terminal."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
 
 
 def _some(values: list[str] | tuple[str, ...]) -> str:

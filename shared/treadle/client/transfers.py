@@ -23,7 +23,7 @@ _TOKENIZER_FILES = frozenset(
     "tokenizer.json tokenizer_config.json generation_config.json chat_template.jinja".split()
 )
 _MORE_TEMPLATES = "additional_chat_templates/"
-_TEXTS = (".json", ".txt", ".md", ".jinja", ".model")
+_TEXTS = (".json", ".txt", ".md", ".jinja", ".model", ".bpe")
 _SINGLE = "model.safetensors"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
 _INNER = re.compile(

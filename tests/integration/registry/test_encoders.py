@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import re
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.families import read_any_config
 from treadle.models.memory_estimate import estimate_serving, estimate_training
 from treadle.models.stored_folder import StoredFile, file_digest
+from treadle.process import child_command
 from treadle.transfer.upload import upload_file
 
 LABELS = {"0": "calm", "1": "glad", "2": "sad"}
@@ -76,6 +82,40 @@ async def test_what_is_said_of_it(client: RegistryStubs, folder: Path, tmp_path:
         similarity="cosine",
         max_input_tokens=24,
     )
+
+
+async def test_as_a_person_asks(client: RegistryStubs, folder: Path, tmp_path: Path):
+    artifact = (await client.imported(folder=str(folder), alias="embedder")).artifact
+    raw = encoder_config("bert", "ForSequenceClassification", id2label=LABELS)
+    write_encoder(tmp_path / "classifier", raw)
+
+    async def said(*words: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *child_command([sys.executable, "-m", "treadle.cli.main", "models", *words]),
+            env=os.environ
+            | {
+                "TREADLE_REGISTRY_ADDRESS": client.address,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "COLUMNS": "200",
+            },
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 0
+        return out.decode()
+
+    shown, listed = await said("show", "embedder"), await said("list")
+    inspected = await said("inspect", str(tmp_path / "classifier"))
+    print(shown, listed, inspected)
+    for words in (("pooling", "mean, normalised"), ("dimensions", "16"), ("longest input", "24 tokens")):
+        assert re.search(r"\s+".join(words), shown), words
+    assert re.search(r"embedder .* embed, rerank", listed)
+    assert re.search(r"labels\s+3: calm, glad, sad", inspected)
+    (row,) = json.loads(await said("list", "--json"))
+    assert row["tasks"] == ["embed", "rerank"]
+    facts = json.loads(await said("show", artifact.digest, "--json"))["task_facts"]
+    assert facts["prompts"] == {"query": "find: ", "passage": ""}
+    assert json.loads(await said("inspect", "embedder", "--json"))["task_facts"] == facts
 
 
 async def test_a_refusal_is_an_answer(client: RegistryStubs, tmp_path: Path):
@@ -218,7 +258,7 @@ async def test_what_it_takes_and_where_it_goes(client: RegistryStubs, folder: Pa
     assert dict(placed.device_map) == {"": "0"}
     # In float32, buffers aside: all of it.
     assert placed.used_bytes["0"] == 4 * artifact.facts.parameters
-    split = await client.call("PlanDeviceMap", model="embedder", max_memory={"0": "24KB", "cpu": "1GB"})
+    split = await client.call("PlanDeviceMap", model="embedder", max_memory={"0": "20KB", "cpu": "1GB"})
     assert {*split.device_map.values()} == {"0", "cpu"}
     with pytest.raises(InvalidArgument) as caught:
         await client.call("EstimateMemory", model="embedder", context_length=41)

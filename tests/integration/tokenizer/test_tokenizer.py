@@ -82,6 +82,68 @@ async def test_windows_and_padding(service: Service, oracle: Backend) -> None:
     assert list((await service.stub.Encode(left, timeout=10)).encodings[0].ids) == ids[-5:]
 
 
+async def test_pieces_of_a_request_come_in_order(service: Service, oracle: Backend) -> None:
+    """A request that several threads work on, a large text and padding among it."""
+    rng = random.Random(3)
+    texts = [" ".join(rng.choice(TEXTS) for _ in range(rng.randint(1, 40))) for _ in range(300)]
+    texts[100] *= 400
+    assert len(texts[100]) > 64 << 10
+    request = pb.EncodeRequest(model="smollm2", inputs=inputs(*texts), return_word_ids=True)
+    answer = await service.stub.Encode(request, timeout=60)
+    assert [encoding.input_index for encoding in answer.encodings] == list(range(300))
+    expected = oracle.encode_batch(texts)
+    assert [list(encoding.ids) for encoding in answer.encodings] == [one.ids for one in expected]
+    assert [list(encoding.word_ids) for encoding in answer.encodings] == [one.word_ids for one in expected]
+    del texts[100], expected[100]
+    padded = pb.EncodeRequest(
+        model="smollm2",
+        inputs=inputs(*texts),
+        padding=pb.Padding(multiple_of=8),
+        return_special_tokens_mask=True,
+        return_sequence_ids=True,
+    )
+    answer = await service.stub.Encode(padded, timeout=60)
+    (length,) = {len(encoding.ids) for encoding in answer.encodings}
+    assert length % 8 == 0
+    for encoding, one in zip(answer.encodings, expected, strict=True):
+        count = len(one.ids)
+        assert list(encoding.ids[:count]) == one.ids
+        assert list(encoding.sequence_ids) == [0] * count + [-1] * (length - count)
+        assert list(encoding.special_tokens_mask) == [0] * count + [1] * (length - count)
+    count = await service.stub.CountTokens(
+        pb.CountTokensRequest(model="smollm2", inputs=inputs(*texts)), timeout=60
+    )
+    assert list(count.counts) == [len(one.ids) for one in expected]
+    print(f"{len(texts)} texts of {sum(map(len, texts))} characters, rows of {length}")
+
+
+async def test_one_text_of_a_pair_is_cut(service: Service, oracle: Backend) -> None:
+    first, second = oracle.encode("the dog sang").ids, oracle.encode(" and the river ran on and on").ids
+    truncation = pb.Truncation(
+        max_length=len(first) + 3,
+        stride=1,
+        return_overflowing=True,
+        strategy=pb.TRUNCATION_STRATEGY_ONLY_SECOND,
+    )
+    request = pb.EncodeRequest(
+        model="smollm2",
+        inputs=[pb.EncodeInput(text="the dog sang", pair=" and the river ran on and on")],
+        truncation=truncation,
+        return_sequence_ids=True,
+    )
+    answer = await service.stub.Encode(request, timeout=10)
+    assert [list(row.ids) for row in answer.encodings] == [
+        first + second[start : start + 3] for start in range(0, len(second) - 1, 2)
+    ]
+    assert {tuple(row.sequence_ids[: len(first) + 1]) for row in answer.encodings} == {
+        (0,) * len(first) + (1,)
+    }
+    truncation.max_length = len(first)
+    request.truncation.CopyFrom(truncation)
+    error = await failure(service.stub.Encode(request, timeout=10))
+    assert [violation.field for violation in error.fields] == ["inputs[0].pair"]
+
+
 async def test_decode_and_count(service: Service, oracle: Backend) -> None:
     rows = [oracle.encode(text).ids for text in TEXTS]
     rng = random.Random(5)

@@ -12,8 +12,6 @@ from treadle.errors import FailedPrecondition, InvalidArgument
 WORDPIECE = "vocab.txt"
 BYTE_LEVEL = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-KEPT = frozenset({WORDPIECE, *SENTENCEPIECE, *(name for pair in BYTE_LEVEL for name in pair)})
-"""Names of vocabularies."""
 _TEKKEN = "tekken.json"
 MAX_VOCABULARY_BYTES = 64 << 20
 """Of one file; the largest known ones have 5 MB."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from treadle_registry.formats.tokenizers.files import (
     unsupported,
 )
 from treadle_registry.formats.tokenizers.sentencepiece_model import read_sentencepiece
-from treadle_registry.formats.tokenizers.special_tokens import SpecialTokens, special_tokens
+from treadle_registry.formats.tokenizers.special_tokens import ReadJson, SpecialTokens, special_tokens
 
-ReadJson = Callable[[Path], dict[str, Any]]
 _GENERIC = ("PreTrainedTokenizer", "TokenizersBackend")
 """Classes that say nothing."""
 _CLASS_OF = {
@@ -45,7 +45,9 @@ _PROBE = "Aé\u0301 ｱﬁ \u200b<s>\U0001f469\u200d\U0001f680 1,\t\n"
 class Rebuilt:
     """A tokenizer.json, and tokenizer_config.json with the special tokens by name."""
 
-    tokenizer_json: str
+    tokenizer_json: bytes
+    tokenizer: Mapping[str, Any]
+    """`tokenizer_json`, decoded."""
     config: Mapping[str, Any]
 
 
@@ -85,7 +87,8 @@ def rebuild(
         for key, value in tokenizer_config.items()
         if key not in ("added_tokens_decoder", "tokenizer_file")
     }
-    return Rebuilt(backend.to_str(), config | tokens.contents())
+    text = backend.to_str()
+    return Rebuilt(text.encode(), json.loads(text), config | tokens.contents())
 
 
 def _class(tokenizer_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from small_folder import TOKENIZER, write_model
 
 from treadle.errors import TreadleError
 from treadle_registry.operations.importing import check_source, import_source
+from treadle_registry.operations.job import Imported, event_from_json, event_to_json
 from treadle_registry.sources.source import LocalSource
 from treadle_registry.store.manifest import Manifest
 from treadle_registry.store.store import Published, Store
@@ -241,6 +242,20 @@ def test_facts(tmp_path: Path, case: str):
     print(f"{case}: {expected.presented()}")
 
 
+def test_the_most_there_may_be_goes_through_a_job(tmp_path: Path):
+    """A line that a job's process says has at most a megabyte."""
+    labels = [f"{number} {'é' * 15}" for number in range(2_000)]
+    prompts = {str(number): "é" * 1_300 for number in range(16)}
+    sizes = []
+    for name, made in {"labels": headed(TAGGER, labels), "prompts": settings(prompts=prompts)}.items():
+        published = imported(tmp_path / "store", write(tmp_path / name, made))
+        line = json.dumps(event_to_json(Imported(published.manifest)))
+        assert event_from_json(json.loads(line)) == Imported(published.manifest)
+        sizes.append(len(line))
+    assert 100_000 < min(sizes) <= max(sizes) < 1 << 20
+    print(f"lines of {sizes} bytes")
+
+
 def test_they_are_presentation(tmp_path: Path):
     """Another prompt, pooling, label or activation is the same encoder, presented otherwise."""
     ways: dict[str, list[Folder]] = {
@@ -323,6 +338,11 @@ BAD: dict[str, tuple[Folder, str, str]] = {
     "a long label": (headed(TAGGER, ["O", "x" * 201]), "CORRUPT_CONFIG", "1 to 200 characters"),
     "no object": (headed(CLASSIFIER, {}), "CORRUPT_CONFIG", "id2label"),
     "too many labels": (headed(TAGGER, num_labels=10_001), "CORRUPT_CONFIG", "at most 10000"),
+    "long labels": (
+        headed(TAGGER, [f"{number} {'é' * 150}" for number in range(300)]),
+        "CORRUPT_CONFIG",
+        "262144",
+    ),
     "an unknown problem": (
         headed(CLASSIFIER, ["a", "b"], problem_type="guess"),
         "CORRUPT_CONFIG",
@@ -420,6 +440,7 @@ BAD: dict[str, tuple[Folder, str, str]] = {
     "a long prompt": (settings(prompts={"q": "x" * 8193}), "CORRUPT_CONFIG", "8192"),
     "a prompt without a name": (settings(prompts={"": "x"}), "CORRUPT_CONFIG", "name must have 1 to 64"),
     "many prompts": (settings(prompts={str(n): "x" for n in range(65)}), "CORRUPT_CONFIG", "65"),
+    "long prompts": (settings(prompts={str(n): "é" * 8000 for n in range(3)}), "CORRUPT_CONFIG", "131072"),
     "a default that is none": (settings(default_prompt_name="q"), "CORRUPT_CONFIG", "default_prompt_name"),
 }
 

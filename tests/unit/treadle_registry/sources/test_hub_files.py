@@ -106,6 +106,10 @@ def test_texts_of_a_model_and_no_others():
         *(
             "vocab.json",
             "vocab.txt",
+            "vocab.bpe",
+            "encoder.json",
+            "spiece.model",
+            "sentencepiece.bpe.model",
             "merges.txt",
             "tokenizer.model",
             "chat_template.jinja",
