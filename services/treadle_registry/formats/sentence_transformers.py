@@ -216,7 +216,9 @@ def _config_of(files: Mapping[str, Path], folder: str, *, required: bool) -> _Ob
         return _Object(name, read_json(files[name], name=name))
     if required:
         raise InvalidArgument(
-            f"{name[:100]} is missing, which {MODULES} names; bring it with the folder", reason="MISSING_FILE"
+            f"{name[:100]} is missing, which {MODULES} names; it must lie in a folder that is called as in "
+            "1_Pooling/config.json",
+            reason="MISSING_FILE",
         )
     return _Object(name, {})
 
@@ -236,7 +238,9 @@ def _pooling(config: _Object, hidden_size: int) -> dict[str, Any]:
         )
     for key in ("embedding_dimension", "word_embedding_dimension"):
         if (size := config.get(key, int)) not in (None, hidden_size):
-            raise config.corrupt(f"{key} must be config.json's hidden size, {hidden_size}; got {size}")
+            raise config.corrupt(
+                f"{key} must be config.json's hidden size, {hidden_size}; got {str(size)[:20]}"
+            )
     return {
         "pooling": _POOLINGS[modes[0]],
         "skip_prompt": not config.get("include_prompt", bool, True),
