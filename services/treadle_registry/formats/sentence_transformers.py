@@ -101,13 +101,11 @@ def sentence_files(facts: TaskFacts) -> dict[str, Any]:
     elif "rerank" in facts.tasks:
         activation = _ACTIVATIONS[facts.rank_activation]
         files[SETTINGS] = {"model_type": "CrossEncoder", "activation_fn": activation}
+        # Release 6 reads the activation only beside modules, and by them what the model is.
+        files[INPUTS[0]]["transformer_task"] = "sequence-classification"
+        files[MODULES] = _modules(("Transformer",))
     if facts.pooling:
-        kinds = ["Transformer", "Pooling", *(["Normalize"] if facts.normalize else [])]
-        chain = [(number, kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)]
-        files[MODULES] = [
-            {"idx": number, "name": str(number), "path": folder, "type": f"{_PACKAGE}models.{kind}"}
-            for number, kind, folder in chain
-        ]
+        files[MODULES] = _modules(_CHAINS[2 if facts.normalize else 1])
         mode = next(mode for mode, pooling in _POOLINGS.items() if pooling == facts.pooling)
         # Older releases do not know `pooling_mode`.
         files["1_Pooling/config.json"] = {
@@ -116,6 +114,18 @@ def sentence_files(facts: TaskFacts) -> dict[str, Any]:
             "include_prompt": not facts.skip_prompt,
         }
     return files
+
+
+def _modules(kinds: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"{_PACKAGE}models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def rank_activation(activation: str, where: str) -> str:
