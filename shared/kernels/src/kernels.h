@@ -72,13 +72,22 @@ struct AttentionCall {
   float epsilon, scale;
 };
 
-enum Operation : int32_t { LINEAR = 0, ATTENTION = 1 };
+// Every token sees its whole text. Of the step, `rows`, `sequences` (the texts, none empty) and `row_of` are read.
+struct TextAttentionCall {
+  int64_t heads, head_dim;  // the latter a multiple of 16
+  const float* qkv;         // [rows, 3 * heads * head_dim]: queries, keys, values
+  float* y;                 // [rows, heads * head_dim]
+  float scale;
+};
+
+enum Operation : int32_t { LINEAR = 0, ATTENTION = 1, TEXT_ATTENTION = 2 };
 
 // A program is an array of these. What is called with `rows` alone has no step.
 struct Call {
   Operation operation;
   LinearCall linear;
   AttentionCall attention;
+  TextAttentionCall texts;
 };
 
 struct Run {

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "linear.h"
 #include "scratch.h"
+#include "text_attention.h"
 
 namespace TREADLE_NS {
 
@@ -22,6 +23,8 @@ void run(const Run& r) {
     size_t needed;
     if (call.operation == LINEAR) {
       needed = linear_bytes(call.linear, r.rows);
+    } else if (call.operation == TEXT_ATTENTION) {
+      needed = 0;
     } else {
       if (!items) {
         plan = plan_of(call.attention, *r.step, r.threads, nullptr);
@@ -39,6 +42,8 @@ void run(const Run& r) {
     const Call& call = r.calls[i];
     if (call.operation == LINEAR)
       linear(call.linear, r.rows, shared);
+    else if (call.operation == TEXT_ATTENTION)
+      text_attention(call.texts, *r.step);
     else
       attention(call.attention, *r.step, plan, items, shared);
   }

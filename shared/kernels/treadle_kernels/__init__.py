@@ -1,4 +1,4 @@
-"""Products and paged attention for CPUs, in C++; which instruction set they use is chosen as they are loaded.
+"""Products and attention for CPUs, in C++; which instruction set they use is chosen as they are loaded.
 
 Everything takes and gives float32 at addresses: whoever calls sees to sizes, contiguity and lifetimes. The
 interpreter's lock is free while a kernel runs. No dependency but OpenMP's runtime: where torch is in the
@@ -26,6 +26,7 @@ __all__ = [
     "Program",
     "Prologue",
     "Step",
+    "TextAttentionCall",
     "level",
     "levels",
     "set_level",
@@ -58,6 +59,7 @@ class Operation(enum.IntEnum):
 
     LINEAR = 0
     ATTENTION = 1
+    TEXT_ATTENTION = 2
 
 
 class Step(ctypes.Structure):
@@ -121,10 +123,27 @@ class AttentionCall(ctypes.Structure):
     ]
 
 
-class Call(ctypes.Structure):
-    """One of the two."""
+class TextAttentionCall(ctypes.Structure):
+    """Attends inside each text of a step, both ways; `head_dim` is a multiple of 16; see kernels.h."""
 
-    _fields_ = [("operation", c_int32), ("linear", LinearCall), ("attention", AttentionCall)]
+    _fields_ = [
+        ("heads", c_int64),
+        ("head_dim", c_int64),
+        ("qkv", c_void_p),
+        ("y", c_void_p),
+        ("scale", c_float),
+    ]
+
+
+class Call(ctypes.Structure):
+    """One of the three."""
+
+    _fields_ = [
+        ("operation", c_int32),
+        ("linear", LinearCall),
+        ("attention", AttentionCall),
+        ("texts", TextAttentionCall),
+    ]
 
 
 @functools.cache

@@ -19,6 +19,12 @@ POSITIONS = "embeddings.position_embeddings.weight"
 TYPES = "embeddings.token_type_embeddings.weight"
 NORM = "embeddings.LayerNorm"
 
+QUANTIZED = ("attention_output", "intermediate", "output")
+"""The products of a layer that int8 is for, as `LayerNames` calls them. Not queries, keys and values: a few
+dimensions of the stream are some ten times the others, and beside them 8 bits are too few."""
+QUANTIZED_GROUP = 32
+"""Inputs of such a product that share a scale, for the same reason fewer than a decoder's."""
+
 _OLD_ENDINGS = {"gamma": "weight", "beta": "bias"}
 """How the first checkpoints, made of TensorFlow's, call what a norm scales and shifts with."""
 
@@ -81,6 +87,12 @@ class EncoderNames:
         for name in self.optional if not config.head else ():
             tensors |= _linear(name, (config.hidden_size, config.hidden_size))
         return tensors
+
+    def quantized_weights(self, config: EncoderConfig) -> list[tuple[int, int]]:
+        """Outputs and inputs of each product that int8 is for."""
+        hidden, inner = config.hidden_size, config.intermediate_size
+        shapes = {"attention_output": (hidden, hidden), "intermediate": (inner, hidden)}
+        return [shapes.get(name, (hidden, inner)) for name in QUANTIZED] * config.num_hidden_layers
 
     def canonical(self, config: EncoderConfig, name: str) -> str | None:
         """The canonical name of a tensor of a Hugging Face folder; None: it is left out."""

@@ -5,12 +5,14 @@ One estimator for the registry's answer, the worker's admission and the trainer'
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from treadle.errors import InvalidArgument, invalid_field
 from treadle.models.element_sizes import DTYPE_BYTES
 from treadle.models.encoder_config import EncoderConfig
-from treadle.models.families import AnyConfig, module_tree
+from treadle.models.encoder_tensors import QUANTIZED_GROUP
+from treadle.models.families import AnyConfig, encoder_names, module_tree
 from treadle.models.module_tree import ModuleTree
 from treadle.models.quantized_weights import QUANTIZATIONS, quantized_bytes
 from treadle.models.serving_memory import CACHE_DTYPES, cache_bytes, encoder_step_bytes, step_bytes
@@ -61,13 +63,13 @@ def weight_bytes(config: AnyConfig, dtype: str, quantization: str = "") -> int:
 
     Quantised are the linear layers of the blocks, and the head to 8 bits whatever the blocks are; a head that
     is tied to the embedding is then a second tensor. Norms and biases are counted at `dtype`, as is all of an
-    encoder but its layers' products.
+    encoder that `encoder_tensors.QUANTIZED` does not name.
     """
     tree = module_tree(config)
     if not quantization:
         return tree.num_parameters * DTYPE_BYTES[dtype]
     if isinstance(config, EncoderConfig):
-        return _blocks_quantized(tree, dtype, quantization)
+        return _encoder_quantized(config, tree, dtype, quantization)
     head = quantized_bytes("int8", config.vocab_size, config.hidden_size)
     if not config.tie_word_embeddings:
         head -= config.vocab_size * config.hidden_size * DTYPE_BYTES[dtype]
@@ -207,6 +209,15 @@ def _blocks_quantized(tree: ModuleTree, dtype: str, quantization: str) -> int:
     kept = tree.num_parameters - sum(tensor.elements for tensor in linear)
     blocks = sum(quantized_bytes(quantization, tensor.shape[0], tensor.shape[1]) for tensor in linear)
     return kept * DTYPE_BYTES[dtype] + blocks
+
+
+def _encoder_quantized(config: EncoderConfig, tree: ModuleTree, dtype: str, quantization: str) -> int:
+    quantized = encoder_names(config).quantized_weights(config)
+    kept = tree.num_parameters - sum(map(math.prod, quantized))
+    products = sum(
+        quantized_bytes(quantization, outputs, inputs, QUANTIZED_GROUP) for outputs, inputs in quantized
+    )
+    return kept * DTYPE_BYTES[dtype] + products
 
 
 def _unknown(field: str, value: str, known: tuple[str, ...]) -> InvalidArgument:

@@ -54,10 +54,13 @@ class Mxfp4(NamedTuple):
     scale_Og: NDArray[np.uint8]
 
 
-def quantize_int8(weight_OI: NDArray[np.float32]) -> Int8:
-    """To the nearest of 255 steps between the group's largest weight and its negative."""
+def quantize_int8(weight_OI: NDArray[np.float32], group: int = 0) -> Int8:
+    """To the nearest of 255 steps between the group's largest weight and its negative.
+
+    `group`: inputs that share a scale; 0: as stored weights have it.
+    """
     outputs, inputs = weight_OI.shape
-    size = group_size("int8", inputs)
+    size = group or group_size("int8", inputs)
     q_OI = np.empty((outputs, inputs), np.int8)
     scale_Og = np.empty((outputs, -(-inputs // size)), np.float32)
     for rows, columns, groups, x_Rgn in _pieces(weight_OI, size):

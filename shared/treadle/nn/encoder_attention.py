@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,18 +45,32 @@ def runs_of(lengths: Sequence[int], device: torch.device) -> list[Run]:
     return runs
 
 
-def attend(qkv_TX: Tensor, runs: Sequence[Run], num_heads: int) -> Tensor:
-    """[T, 3 H D], a row's queries, keys and values, to [T, H D]; scores are scaled by D ** -0.5."""
-    out_TE = qkv_TX.new_empty((qkv_TX.shape[0], qkv_TX.shape[1] // 3))
-    for run in runs:
-        tokens = slice(run.start, run.start + run.texts * run.length)
-        qkv_RX = qkv_TX[tokens] if run.rows_R is None else qkv_TX.index_select(0, run.rows_R)
-        qkv_nL3HD = qkv_RX.view(run.texts, run.length, 3, num_heads, -1)
-        q_nHLD, k_nHLD, v_nHLD = qkv_nL3HD.permute(2, 0, 3, 1, 4)
-        mixed_nHLD = F.scaled_dot_product_attention(q_nHLD, k_nHLD, v_nHLD)
-        mixed_RE = mixed_nHLD.transpose(1, 2).reshape(-1, out_TE.shape[1])
-        if run.rows_R is None:
-            out_TE[tokens] = mixed_RE
-        else:
-            out_TE.index_copy_(0, run.rows_R, mixed_RE)
-    return out_TE
+class TextAttention(Protocol):
+    """Attention inside the texts of one batch."""
+
+    def __call__(self, qkv_TX: Tensor) -> Tensor:
+        """[T, 3 H D], a row's queries, keys and values, to [T, H D]; scores are scaled by D ** -0.5."""
+        ...
+
+
+class TorchTextAttention:
+    """A `TextAttention` in torch: one call for all texts of a length."""
+
+    def __init__(self, lengths: Sequence[int], num_heads: int, device: torch.device) -> None:
+        self._runs, self._num_heads = runs_of(lengths, device), num_heads
+
+    def __call__(self, qkv_TX: Tensor) -> Tensor:
+        """See `TextAttention`."""
+        out_TE = qkv_TX.new_empty((qkv_TX.shape[0], qkv_TX.shape[1] // 3))
+        for run in self._runs:
+            tokens = slice(run.start, run.start + run.texts * run.length)
+            qkv_RX = qkv_TX[tokens] if run.rows_R is None else qkv_TX.index_select(0, run.rows_R)
+            qkv_nL3HD = qkv_RX.view(run.texts, run.length, 3, self._num_heads, -1)
+            q_nHLD, k_nHLD, v_nHLD = qkv_nL3HD.permute(2, 0, 3, 1, 4)
+            mixed_nHLD = F.scaled_dot_product_attention(q_nHLD, k_nHLD, v_nHLD)
+            mixed_RE = mixed_nHLD.transpose(1, 2).reshape(-1, out_TE.shape[1])
+            if run.rows_R is None:
+                out_TE[tokens] = mixed_RE
+            else:
+                out_TE.index_copy_(0, run.rows_R, mixed_RE)
+        return out_TE

@@ -7,7 +7,7 @@ T: tokens of all texts, one after another; N: texts; E: hidden size; X: three ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from treadle.models.encoder_config import EncoderConfig
 from treadle.nn.activations import ACTIVATIONS
-from treadle.nn.encoder_attention import Run, attend
+from treadle.nn.encoder_attention import TextAttention
 from treadle.nn.linear import Linear
 from treadle.nn.llama import Embedding
 
@@ -60,7 +60,6 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         hidden, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
-        self.num_heads = config.num_attention_heads
         self.activation = ACTIVATIONS[config.activation]
         self.qkv = Linear(hidden, 3 * hidden, bias=True)
         self.attention_output = Linear(hidden, hidden, bias=True)
@@ -69,9 +68,9 @@ class EncoderLayer(nn.Module):
         self.output = Linear(inner, hidden, bias=True)
         self.output_norm = LayerNorm(hidden, eps)
 
-    def forward(self, hidden_TE: Tensor, runs: Sequence[Run]) -> Tensor:
+    def forward(self, hidden_TE: Tensor, attend: TextAttention) -> Tensor:
         """[T, E] to [T, E]; may write over what it was given."""
-        mixed_TE = attend(self.qkv(hidden_TE), runs, self.num_heads)
+        mixed_TE = attend(self.qkv(hidden_TE))
         hidden_TE = self.attention_norm(self.attention_output(mixed_TE, residual=hidden_TE))
         inner_TI = self.activation(self.intermediate(hidden_TE))
         out: Tensor = self.output_norm(self.output(inner_TI, residual=hidden_TE))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from treadle.models.encoder_config import EncoderConfig
 from treadle.nn import bert, distilbert, roberta
-from treadle.nn.encoder_attention import runs_of
+from treadle.nn.encoder_attention import TextAttention, TorchTextAttention
 from treadle.nn.encoder_layers import EncoderEmbeddings, EncoderLayer, TokenHead
+from treadle.nn.native import NativeTextAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,16 @@ class EncoderModel(nn.Module):
         lengths_N = torch.tensor(batch.lengths)
         starts_T = (lengths_N.cumsum(0) - lengths_N).repeat_interleave(lengths_N).to(device)
         positions_T = self._positions(batch.token_ids_T, starts_T, self.config)
-        runs = runs_of(batch.lengths, device)
+        attend = self._attention(batch.lengths, device)
         hidden_TE: Tensor = self.embeddings(batch.token_ids_T, batch.type_ids_T, positions_T)
         for layer in self.layers:
-            hidden_TE = layer(hidden_TE, runs)
+            hidden_TE = layer(hidden_TE, attend)
         return hidden_TE.float()
+
+    def _attention(self, lengths: tuple[int, ...], device: torch.device) -> TextAttention:
+        if self.is_native and self.config.head_dim % 16 == 0:
+            return NativeTextAttention(lengths, self.config.num_attention_heads)
+        return TorchTextAttention(lengths, self.config.num_attention_heads, device)
 
     @torch.inference_mode()
     def sequence_logits(self, hidden_TE: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from treadle.errors import FailedPrecondition
+from treadle.models.encoder_tensors import QUANTIZED, QUANTIZED_GROUP
 from treadle.models.quantization_config import HEAD, form_of
 from treadle.nn import native
 from treadle.nn.encoder_layers import LayerNorm
@@ -97,14 +98,16 @@ def prepare_encoder(
 ) -> bool:
     """Gives every product its kernel, as `prepare` does; returns whether they are the native ones.
 
-    Quantised are the layers' products: a head is small, and its logits are the answer. On the CPU everything
-    else becomes float32: norms, small tables and the stream; the words' embedding is still what was given.
+    Quantised are those products of the layers that QUANTIZED names; a head is small, and its logits are the
+    answer. On the CPU everything else becomes float32: norms, small tables and the stream; the words'
+    embedding is still what was given.
     """
     weight = model.embeddings.words.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
     for name, module in model.named_modules():
         if isinstance(module, Linear):
-            _give_kernel(module, quantization if name.startswith("layers.") else "", use_native)
+            is_quantized = name.startswith("layers.") and name.rpartition(".")[2] in QUANTIZED
+            _give_kernel(module, quantization if is_quantized else "", use_native, QUANTIZED_GROUP)
     if weight.device.type == "cpu":
         small = [module for module in model.modules() if isinstance(module, LayerNorm | Embedding)]
         for module in small:
@@ -116,10 +119,10 @@ def prepare_encoder(
     return use_native
 
 
-def _give_kernel(module: Linear, form: str, use_native: bool) -> None:
+def _give_kernel(module: Linear, form: str, use_native: bool, group: int = 0) -> None:
     if use_native:
-        module.use(native.pack(module.weight, module.bias, form))
+        module.use(native.pack(module.weight, module.bias, form, group if form else 0))
     elif form:
-        module.use(QuantizedLinear(quantize(module.weight, form), module.bias))
+        module.use(QuantizedLinear(quantize(module.weight, form, group), module.bias, group))
     else:
         module.prepare()

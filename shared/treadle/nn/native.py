@@ -6,8 +6,10 @@ The package `treadle_kernels` (shared/kernels) is optional: without it, and off 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,8 +75,11 @@ class NativeLinear:
         )
 
 
-def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> NativeLinear:
-    """The product with a float weight; `quantization`: "" for the weight's own dtype, "int8" or "int4"."""
+def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str, group: int = 0) -> NativeLinear:
+    """The product with a float weight; `quantization`: "" for the weight's own dtype, "int8" or "int4".
+
+    `group`: quantised inputs that share a scale; 0: as stored weights have it.
+    """
     import treadle_kernels as native
 
     weight_OI = weight_OI.contiguous()
@@ -89,7 +94,7 @@ def pack(weight_OI: Tensor, bias_O: Tensor | None, quantization: str) -> NativeL
             in_features,
             bias=None if bias_O is None else bias_O.data_ptr(),
             kind={"": source, "int8": native.Kind.INT8, "int4": native.Kind.INT4}[quantization],
-            group_size=group_size(quantization, in_features),
+            group_size=group or group_size(quantization, in_features),
             threads=torch.get_num_threads(),
         )
     )
@@ -120,6 +125,30 @@ def pack_quantized(weight: QuantizedWeight, bias_O: Tensor | None) -> NativeLine
             threads=torch.get_num_threads(),
         )
     )
+
+
+class NativeTextAttention:
+    """A `treadle.nn.encoder_attention.TextAttention`, for heads of 16, 32, … elements."""
+
+    def __init__(self, lengths: Sequence[int], num_heads: int) -> None:
+        import treadle_kernels as native
+
+        self._num_heads, self._threads = num_heads, torch.get_num_threads()
+        self._row_of = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        self._rows = int(self._row_of[-1])
+        self._step = native.Step(rows=self._rows, sequences=len(lengths), row_of=self._row_of.ctypes.data)
+
+    def __call__(self, qkv_TX: Tensor) -> Tensor:
+        """See `TextAttention`; contiguous float32."""
+        import treadle_kernels as native
+
+        width = qkv_TX.shape[1] // 3
+        out_TE = qkv_TX.new_empty((self._rows, width))
+        dim = width // self._num_heads
+        call = native.TextAttentionCall(self._num_heads, dim, qkv_TX.data_ptr(), out_TE.data_ptr(), dim**-0.5)
+        program = native.Program([native.Call(operation=native.Operation.TEXT_ATTENTION, texts=call)])
+        program.run(self._rows, self._threads, self._step)
+        return out_TE
 
 
 class Buffer(Tensor):

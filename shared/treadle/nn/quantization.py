@@ -31,9 +31,10 @@ class Int8Weight(NamedTuple):
         """Outputs and inputs."""
         return self.q_OI.shape[0], self.q_OI.shape[1]
 
-    def dequantized(self) -> Tensor:
-        """Float32 [O, I]."""
-        return self.q_OI.float() * _each(self.scale_Og, "int8", self.q_OI.shape[1])
+    def dequantized(self, group: int = 0) -> Tensor:
+        """Float32 [O, I]; `group` inputs share a scale, 0: as stored weights have it."""
+        group = group or group_size("int8", self.q_OI.shape[1])
+        return self.q_OI.float() * _each(self.scale_Og, group, self.q_OI.shape[1])
 
 
 class Int4Weight(NamedTuple):
@@ -50,27 +51,31 @@ class Int4Weight(NamedTuple):
         """Outputs and inputs."""
         return self.words_OW.shape[0], self.in_features
 
-    def dequantized(self) -> Tensor:
-        """Float32 [O, I]."""
+    def dequantized(self, group: int = 0) -> Tensor:
+        """Float32 [O, I]; `group` inputs share a scale, 0: as stored weights have it."""
+        group = group or group_size("int4", self.in_features)
         shifts = torch.arange(0, 32, 4, dtype=torch.int32)
         q_OI = ((self.words_OW[..., None] >> shifts) & 15).flatten(1)[:, : self.in_features]
-        scale_OI = _each(self.scale_Og.float(), "int4", self.in_features)
-        return q_OI.float() * scale_OI + _each(self.minimum_Og.float(), "int4", self.in_features)
+        scale_OI = _each(self.scale_Og.float(), group, self.in_features)
+        return q_OI.float() * scale_OI + _each(self.minimum_Og.float(), group, self.in_features)
 
 
 QuantizedWeight = Int8Weight | Int4Weight
 
 
-def _each(of_group_Og: Tensor, form: str, inputs: int) -> Tensor:
+def _each(of_group_Og: Tensor, group: int, inputs: int) -> Tensor:
     """What each input's group has, [O, I]."""
-    return of_group_Og.repeat_interleave(group_size(form, inputs), dim=1)[:, :inputs]
+    return of_group_Og.repeat_interleave(group, dim=1)[:, :inputs]
 
 
-def quantize(weight_OI: Tensor, quantization: str) -> QuantizedWeight:
-    """The weight as "int8" or "int4"; see `treadle.models.quantization`."""
+def quantize(weight_OI: Tensor, quantization: str, group: int = 0) -> QuantizedWeight:
+    """The weight as "int8" or "int4"; see `treadle.models.quantization`.
+
+    `group`: inputs of "int8" that share a scale; 0: as stored weights have it.
+    """
     wide_OI = weight_OI.float().contiguous().numpy()
     if quantization == "int8":
-        return Int8Weight(*map(torch.from_numpy, rounding.quantize_int8(wide_OI)))
+        return Int8Weight(*map(torch.from_numpy, rounding.quantize_int8(wide_OI, group)))
     q_OI, scale_Og, minimum_Og = rounding.quantize_int4(wide_OI)
     scale, minimum = (
         torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16) for bits in (scale_Og, minimum_Og)
@@ -88,16 +93,18 @@ def dequantize_mxfp4(packed_OB: Tensor, scale_Og: Tensor, in_features: int) -> T
     code_OI = torch.stack([packed_OB & 15, packed_OB >> 4], dim=-1).flatten(1)[:, :in_features]
     exponent_Og = scale_Og.int() - 127
     scale = torch.ldexp(torch.ones_like(exponent_Og, dtype=torch.float64), exponent_Og)
-    return (values[code_OI.int()] * _each(scale.float(), "mxfp4", in_features)).bfloat16()
+    return (
+        values[code_OI.int()] * _each(scale.float(), group_size("mxfp4", in_features), in_features)
+    ).bfloat16()
 
 
 class QuantizedLinear:
     """A `treadle.nn.linear.Kernel`: quantised weights kept as float32, rows rounded as the kernels do."""
 
-    def __init__(self, weight: QuantizedWeight, bias_O: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias_O: Tensor | None, group: int = 0) -> None:
         form = "int8" if isinstance(weight, Int8Weight) else "int4"
-        self._group_size = group_size(form, weight.shape[1])
-        self._weight_OI = weight.dequantized()
+        self._group_size = group or group_size(form, weight.shape[1])
+        self._weight_OI = weight.dequantized(group)
         self._bias_O = None if bias_O is None else bias_O.float()
 
     def __call__(self, x: Tensor, norm: RMSNorm | None, gated: bool, residual: Tensor | None) -> Tensor:
