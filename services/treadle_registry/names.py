@@ -6,14 +6,10 @@ import re
 from pathlib import Path
 
 from treadle.errors import InvalidArgument, invalid_field
+from treadle.transfer.file_names import is_file_name
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _ALIAS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
-_INNER = re.compile(
-    r"additional_chat_templates/[A-Za-z0-9][A-Za-z0-9._-]{0,126}\.jinja|[0-9]{1,2}_[A-Za-z][A-Za-z0-9]{0,63}/config\.json"
-)
-"""Transformers' chat templates but the default, and the settings of sentence-transformers' modules."""
 
 MAX_PATH = 4096
 
@@ -39,26 +35,6 @@ def check_alias(text: str, field: str) -> str:
             f"got {text[:100]!r}",
         )
     return text
-
-
-def is_file_name(name: str) -> bool:
-    """Whether it is a plain file name that the store takes."""
-    return _FILE.fullmatch(name) is not None
-
-
-def is_inner_name(name: str) -> bool:
-    """Whether it is one of the files in a model's own folders that are kept: "1_Pooling/config.json"."""
-    return _INNER.fullmatch(name) is not None
-
-
-def is_inner_folder(name: str) -> bool:
-    """Whether such files lie in a folder of this name."""
-    return is_inner_name(f"{name}/config.json") or is_inner_name(f"{name}/any.jinja")
-
-
-def is_model_file(name: str) -> bool:
-    """Whether it may be the name of a file of a model, within the model's folder."""
-    return is_file_name(name) or is_inner_name(name)
 
 
 def check_file_name(name: str, where: str) -> str:

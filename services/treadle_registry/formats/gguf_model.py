@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from treadle.models.config import parse_config
+from treadle.transfer.file_names import is_file_name
 from treadle_registry.formats.canonical import WEIGHTS, TextParts
 from treadle_registry.formats.gguf_config import config_from_gguf, generation_config_from_gguf
 from treadle_registry.formats.gguf_reader import GgufFile
 from treadle_registry.formats.gguf_tensors import GgufTensors
 from treadle_registry.formats.gguf_tokenizer import tokenizer_from_gguf
 from treadle_registry.formats.safetensors_file import TensorDigests, write_bfloat16
-from treadle_registry.names import is_file_name
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import AnyConfig, parse_any_config
 from treadle.models.llama import EMBEDDING, HEAD, expected_tensors
 from treadle.text.tokenizer import backend_from_bytes
+from treadle.transfer.file_names import is_file_name, is_inner_folder, is_inner_name
 from treadle_registry.formats.canonical import WEIGHTS, TextParts
 from treadle_registry.formats.encoder_weights import canonical_tensors, stage_encoder
 from treadle_registry.formats.json_files import json_bytes, read_json
@@ -43,7 +43,7 @@ from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.formats.tensor_checks import FLOATS, check_tensors, is_derived
 from treadle_registry.formats.tokenizers import files as tokenizer_files
 from treadle_registry.formats.tokenizers.rebuilt import rebuild
-from treadle_registry.names import check_file_name, file_inside, is_file_name, is_inner_folder, is_inner_name
+from treadle_registry.names import check_file_name, file_inside
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 
@@ -53,7 +53,7 @@ _KEPT_SUFFIXES = (".json", ".txt", ".md", ".jinja", ".model", ".bpe")
 _MAX_TEXT = 256 << 20
 _MAX_TOKENIZER = 128 << 20
 _MAX_INDEX = 16 << 20
-_MAX_FILES = 1024
+MAX_FILES = 1024
 _TEMPLATES, _TEMPLATE_SUFFIX = "additional_chat_templates", ".jinja"
 _CHUNK = 1 << 20
 _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
@@ -86,9 +86,9 @@ class HuggingFaceFolder:
         self._weights = weights
         self.files = files
         """What is kept as it came: name in `source/` and where it lies."""
-        if len(self.files) > _MAX_FILES:
+        if len(self.files) > MAX_FILES:
             raise InvalidArgument(
-                f"the model has {len(self.files)} files; at most {_MAX_FILES} are taken",
+                f"the model has {len(self.files)} files; at most {MAX_FILES} are taken",
                 reason="TOO_MANY_FILES",
             )
         for name, path in self.files.items():
@@ -219,7 +219,7 @@ def inner_files(folder: Path) -> dict[str, Path]:
                 f"{inner.name} is a link that leaves its folder; import a copy without links (cp -rL)",
                 reason="PATH_OUTSIDE",
             )
-        for name in sorted(names)[: _MAX_FILES + 1]:
+        for name in sorted(names)[: MAX_FILES + 1]:
             found[name] = file_inside(inner, name.partition("/")[2])
     return found
 

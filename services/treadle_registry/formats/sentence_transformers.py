@@ -101,13 +101,11 @@ def sentence_files(facts: TaskFacts) -> dict[str, Any]:
     elif "rerank" in facts.tasks:
         activation = _ACTIVATIONS[facts.rank_activation]
         files[SETTINGS] = {"model_type": "CrossEncoder", "activation_fn": activation}
+        # Release 6 reads the activation only beside modules, and by them what the model is.
+        files[INPUTS[0]]["transformer_task"] = "sequence-classification"
+        files[MODULES] = _modules(("Transformer",))
     if facts.pooling:
-        kinds = ["Transformer", "Pooling", *(["Normalize"] if facts.normalize else [])]
-        chain = [(number, kind, f"{number}_{kind}" if number else "") for number, kind in enumerate(kinds)]
-        files[MODULES] = [
-            {"idx": number, "name": str(number), "path": folder, "type": f"{_PACKAGE}models.{kind}"}
-            for number, kind, folder in chain
-        ]
+        files[MODULES] = _modules(_CHAINS[2 if facts.normalize else 1])
         mode = next(mode for mode, pooling in _POOLINGS.items() if pooling == facts.pooling)
         # Older releases do not know `pooling_mode`.
         files["1_Pooling/config.json"] = {
@@ -116,6 +114,18 @@ def sentence_files(facts: TaskFacts) -> dict[str, Any]:
             "include_prompt": not facts.skip_prompt,
         }
     return files
+
+
+def _modules(kinds: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"{_PACKAGE}models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def rank_activation(activation: str, where: str) -> str:
@@ -216,7 +226,9 @@ def _config_of(files: Mapping[str, Path], folder: str, *, required: bool) -> _Ob
         return _Object(name, read_json(files[name], name=name))
     if required:
         raise InvalidArgument(
-            f"{name[:100]} is missing, which {MODULES} names; bring it with the folder", reason="MISSING_FILE"
+            f"{name[:100]} is missing, which {MODULES} names; it must lie in a folder that is called as in "
+            "1_Pooling/config.json",
+            reason="MISSING_FILE",
         )
     return _Object(name, {})
 
@@ -236,7 +248,9 @@ def _pooling(config: _Object, hidden_size: int) -> dict[str, Any]:
         )
     for key in ("embedding_dimension", "word_embedding_dimension"):
         if (size := config.get(key, int)) not in (None, hidden_size):
-            raise config.corrupt(f"{key} must be config.json's hidden size, {hidden_size}; got {size}")
+            raise config.corrupt(
+                f"{key} must be config.json's hidden size, {hidden_size}; got {str(size)[:20]}"
+            )
     return {
         "pooling": _POOLINGS[modes[0]],
         "skip_prompt": not config.get("include_prompt", bool, True),

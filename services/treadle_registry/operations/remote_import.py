@@ -13,6 +13,7 @@ from dataclasses import replace
 from treadle.errors import Aborted, DataLoss, FailedPrecondition, NotFound, TreadleError
 from treadle.models.stored_folder import StoredFile
 from treadle.transfer.download import Target
+from treadle.transfer.file_names import is_model_file
 from treadle_registry.clients import Remote, RemoteArtifact
 from treadle_registry.config import RemotesConfig
 from treadle_registry.formats.canonical import (
@@ -23,7 +24,7 @@ from treadle_registry.formats.canonical import (
 )
 from treadle_registry.formats.float_tensors import FLOAT_TYPES
 from treadle_registry.formats.huggingface_folder import HuggingFaceFolder
-from treadle_registry.names import check_file_name, is_model_file
+from treadle_registry.names import check_file_name
 from treadle_registry.operations.deriving import adapter_digest
 from treadle_registry.operations.progress import Progress, Report, Stage, StageMeter, unheard
 from treadle_registry.sources.remote_source import RemoteSource

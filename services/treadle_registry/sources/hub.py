@@ -5,7 +5,7 @@ from __future__ import annotations
 from treadle.errors import InvalidArgument
 from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import parse_any_config
-from treadle_registry.formats.huggingface_folder import check_config
+from treadle_registry.formats.huggingface_folder import MAX_FILES, check_config
 from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.task_facts import read_encoder
 from treadle_registry.operations.progress import Report, unheard
@@ -59,6 +59,11 @@ def open_hub(source: HubSource, client: HubClient, report: Report = unheard) -> 
 def _texts(listing: Listing, chosen: str) -> list[str]:
     check_required(listing.files)
     names = text_files(listing.files) + ([chosen] if is_index(chosen) else [])
+    if len(names) > MAX_FILES:
+        raise InvalidArgument(
+            f"the repository has {len(names)} files beside its weights; at most {MAX_FILES} are taken",
+            reason="TOO_MANY_FILES",
+        )
     for name in names:
         if listing.files[name].size > MAX_TEXT:
             raise InvalidArgument(f"{name} is larger than {MAX_TEXT} bytes", reason="FILE_TOO_LARGE")

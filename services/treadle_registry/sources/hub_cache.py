@@ -25,7 +25,7 @@ from huggingface_hub.utils import WeakFileLock
 
 from treadle.durable_names import fsync_folder
 from treadle.errors import PermissionDenied, ResourceExhausted, Unavailable
-from treadle_registry.names import is_inner_folder
+from treadle.transfer.file_names import is_inner_folder
 from treadle_registry.sources.hub_client import COMMIT, HubFile, git_hash
 
 _LOOK_EVERY_S = 0.25

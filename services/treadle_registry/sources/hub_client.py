@@ -22,8 +22,8 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from treadle import __version__
 from treadle.errors import FailedPrecondition, InvalidArgument, Unavailable
+from treadle.transfer.file_names import is_model_file
 from treadle_registry.config import HubConfig
-from treadle_registry.names import is_model_file
 from treadle_registry.sources.hub_errors import hub_errors, not_a_hub
 from treadle_registry.sources.hub_source import HubSource
 

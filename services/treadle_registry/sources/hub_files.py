@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from treadle.errors import InvalidArgument, NotFound
+from treadle.transfer.file_names import is_file_name, is_inner_name
 from treadle_registry.formats.huggingface_folder import PICKLE_SUFFIXES, named_shards
 from treadle_registry.formats.json_files import read_json
 from treadle_registry.formats.tokenizers import files as tokenizer_files
-from treadle_registry.names import is_file_name, is_inner_name
 from treadle_registry.sources.hub_source import HubSource
 
 _TEXT = re.compile(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from treadle.errors import invalid_field
-from treadle_registry.names import is_file_name
+from treadle.transfer.file_names import is_file_name
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})?")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from treadle.errors import invalid_field
-from treadle_registry.names import check_digest, is_model_file
+from treadle.transfer.file_names import is_model_file
+from treadle_registry.names import check_digest
 
 _MAX_FILES = 1024
 _MAX_SOURCE = 200

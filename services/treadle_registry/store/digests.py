@@ -71,10 +71,14 @@ def compute_digest(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, t
 
     `config` is config.json; `tensors` has (dtype, shape, digest of the bytes) by name, canonical form.
     """
+    ignored = _NOT_COMPUTED
+    if config.get("model_type") == "roberta":
+        # Its positions are counted from behind the padding's id.
+        ignored -= {"pad_token_id"}
     return digest_json(
         {
             "kind": "compute/1",
-            "config": {key: value for key, value in config.items() if key not in _NOT_COMPUTED},
+            "config": {key: value for key, value in config.items() if key not in ignored},
             "tensors": {name: [dtype, list(shape), data] for name, (dtype, shape, data) in tensors.items()},
         }
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from treadle.errors import NotFound, invalid_field
 from treadle.models.stored_folder import StoredFile, file_digest
 from treadle.transfer.blocking import run_blocking, run_heard
 from treadle.transfer.download import download_files
+from treadle.transfer.file_names import is_file_name, is_inner_name
 from treadle.transfer.upload import upload_file
 
 _LOOK_EVERY_S = 0.1
@@ -25,12 +25,6 @@ _TOKENIZER_FILES = frozenset(
 _MORE_TEMPLATES = "additional_chat_templates/"
 _TEXTS = (".json", ".txt", ".md", ".jinja", ".model", ".bpe")
 _SINGLE = "model.safetensors"
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
-_INNER = re.compile(
-    r"additional_chat_templates/[A-Za-z0-9][A-Za-z0-9._-]{0,126}\.jinja"
-    r"|[0-9]{1,2}_[A-Za-z][A-Za-z0-9]{0,63}/config\.json"
-)
-"""What of a model's own folders belongs to it: templates, settings of sentence-transformers' modules."""
 
 BytesProgress = Callable[[int, int], None]
 """Told how many bytes are done, and how many there are."""
@@ -161,7 +155,7 @@ def _model_files(path: Path) -> list[Path]:
             "folder", f"{path} is no folder with a config.json, and no .gguf file; give the model's own"
         )
     # Other names the registry takes for no file of a model, and would refuse once all is there.
-    places = sorted(place for place in path.iterdir() if _PLAIN.fullmatch(place.name) and place.is_file())
+    places = sorted(place for place in path.iterdir() if is_file_name(place.name) and place.is_file())
     weights = [place for place in places if place.suffix == ".safetensors"]
     if any(place.name == _SINGLE for place in weights) and not (path / f"{_SINGLE}.index.json").exists():
         weights = [path / _SINGLE]
@@ -170,7 +164,5 @@ def _model_files(path: Path) -> list[Path]:
             "folder", f"{path} has no .safetensors; pickled weights are never taken: convert them"
         )
     kept = [place for place in places if place.suffix in _TEXTS or place.name.upper().startswith("LICENSE")]
-    inner = sorted(
-        place for place in path.glob("*/*") if _INNER.fullmatch(place.relative_to(path).as_posix())
-    )
+    inner = sorted(place for place in path.glob("*/*") if is_inner_name(place.relative_to(path).as_posix()))
     return [*kept, *(place for place in inner if place.is_file()), *weights]

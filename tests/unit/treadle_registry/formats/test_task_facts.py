@@ -287,6 +287,19 @@ def test_they_are_presentation(tmp_path: Path):
         print(f"{kind}: one encoder, {presented} presentations")
 
 
+def test_where_positions_begin_is_computed(tmp_path: Path):
+    """What only fills up is no number of BERT's; RoBERTa counts from behind it."""
+    found: dict[str, set[str]] = {}
+    for model_type in ("bert", "roberta"):
+        for padding in (1, 2):
+            raw = encoder_config(model_type, pad_token_id=padding)
+            folder = write_encoder(tmp_path / f"{model_type}-{padding}", raw)
+            digests = imported(tmp_path / "store", folder).manifest.digests
+            assert digests is not None
+            found.setdefault(model_type, set()).add(digests.compute)
+    assert {name: len(digests) for name, digests in found.items()} == {"bert": 1, "roberta": 2}
+
+
 LOWER = {"type": "Lowercase"}
 
 

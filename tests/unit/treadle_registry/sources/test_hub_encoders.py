@@ -108,3 +108,13 @@ def test_chat_templates_in_their_folder_come_too(hub: HubServer, machine: HubMac
     canonical = machine.store.folder(imported.digest) / "canonical"
     assert (canonical / "additional_chat_templates" / "rag.jinja").read_text() == "{{ two }}"
     assert json.loads((canonical / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_more_files_than_any_model_has(hub: HubServer, machine: HubMachine, tmp_path: Path):
+    many = {f"additional_chat_templates/t{number}.jinja": b"x" for number in range(1100)}
+    hub.add(REPOSITORY, write(tmp_path, SENTENCE_FILES) | many)
+    with pytest.raises(TreadleError) as caught:
+        machine.run(SOURCE)
+    assert caught.value.reason == "TOO_MANY_FILES"
+    assert hub.sent("config.json") == hub.sent(SINGLE) == 0
+    print(caught.value.message)
