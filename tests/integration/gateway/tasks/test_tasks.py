@@ -171,5 +171,5 @@ async def test_a_thousand_sentences_in_four_calls(stub, worker, fake_tokenizer, 
     assert fake_tokenizer.calls == 4
     assert [len(entry.task.inputs) for entry in worker.taken] == [250] * 4
     print(
-        f"{len(rows)} sentences, {fake_tokenizer.calls} calls of the tokenizer, {len(worker.taken)} lane entries"
+        f"{len(rows)} sentences, {fake_tokenizer.calls} calls of the tokenizer, {len(worker.taken)} entries"
     )
