@@ -136,7 +136,7 @@ async def _stop(
     await asyncio.wait({stopping}, timeout=grace_s * _STREAMS)
     follower.end_all(
         Unavailable(
-            "the gateway is leaving; attach again, through another one",
+            "the gateway is leaving; attach, or call again with the same request_id, through another one",
             reason="DRAINING",
             retry_after_s=0.2,
         )

@@ -20,7 +20,7 @@ async def plan(task: ClassifyTask, encoder: TextEncoder) -> Plan:
     activation = "sigmoid" if multi_label or len(facts.labels) == 1 else "softmax"
     texts = [(one.text, one.pair) for one in task.inputs]
     has_pairs = any(one.pair is not None for one in task.inputs)
-    options = EncodeOptions(encoder.cut(task.truncate), type_ids=has_pairs)
+    options = EncodeOptions(encoder.cut(task.truncate), type_ids=has_pairs and encoder.has_types)
     encoded = await encoder.encode(texts, options, input_field)
     inputs = [
         encoder.work_input(f"inputs[{number}]" + (".text" if pair is None else ""), one)

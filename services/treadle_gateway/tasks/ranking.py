@@ -8,7 +8,7 @@ from functools import partial
 
 from treadle.errors import invalid_field
 from treadle_gateway.artifact import TaskFacts
-from treadle_gateway.encoded import EncodedText, EncodeOptions
+from treadle_gateway.encoded import EncodeOptions
 from treadle_gateway.tasks.embedding import default_pooling
 from treadle_gateway.tasks.prompted import encode_prompted
 from treadle_gateway.tasks.result_bytes import floats
@@ -34,16 +34,16 @@ async def plan(task: RerankTask, encoder: TextEncoder) -> Plan:
 
 async def _pairs(task: RerankTask, encoder: TextEncoder) -> list[WorkInput]:
     """Query and document together, the document cut where that is wanted."""
+    await _check_query(task.query, encoder)
     texts = [(task.query, document) for document in task.documents]
-    # What the query leaves is known by the pair of it and nothing.
-    texts.append((task.query, ""))
-    options = EncodeOptions(encoder.cut(task.truncate, second_only=True), type_ids=True)
-    *encoded, alone = await encoder.encode(texts, options, _pair_field)
-    _check_query(alone, encoder)
+    options = EncodeOptions(encoder.cut(task.truncate, second_only=True), type_ids=encoder.has_types)
+    encoded = await encoder.encode(texts, options, _pair_field)
     return [encoder.work_input(f"documents[{number}]", one) for number, one in enumerate(encoded)]
 
 
-def _check_query(alone: EncodedText, encoder: TextEncoder) -> None:
+async def _check_query(query: str, encoder: TextEncoder) -> None:
+    """Raises InvalidArgument for a query that leaves no room: a pair of it and nothing takes it all."""
+    (alone,) = await encoder.encode([(query, "")], EncodeOptions(), _pair_field)
     if encoder.max_length and len(alone.ids) >= encoder.max_length:
         raise invalid_field(
             "query",
@@ -54,10 +54,9 @@ def _check_query(alone: EncodedText, encoder: TextEncoder) -> None:
 
 def _pair_field(theirs: str) -> str:
     found = re.match(r"inputs\[(\d+)\]\.(text|pair)$", theirs)
-    if found:
-        return "query" if found[2] == "text" else f"documents[{found[1]}]"
-    # What cannot be cut to this length: the query takes it all.
-    return "query" if theirs.startswith("truncation") else "documents"
+    if found is None:
+        return "documents"
+    return "query" if found[2] == "text" else f"documents[{found[1]}]"
 
 
 async def _texts(task: RerankTask, facts: TaskFacts, encoder: TextEncoder) -> list[WorkInput]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -19,6 +20,7 @@ from treadle.api.worker.v1.queue_pb2 import (
     LaneEntry,
     LoadedProfile,
     StreamEntry,
+    TaskResult,
     Terminal,
 )
 from treadle.errors import NotFound, invalid_field
@@ -37,13 +39,16 @@ DIGEST, COMPUTE, TOKENIZER = "sha256:artifact", "sha256:compute", "sha256:tokeni
 
 
 class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
-    """Knows "tiny", and "asleep", which nobody serves."""
+    """Knows "tiny", "asleep", which nobody serves, and what a test adds."""
 
     def __init__(self) -> None:
         self.calls = 0
+        self.others: dict[str, artifact_pb2.Artifact] = {}
 
     async def ResolveModel(self, request, context):
         self.calls += 1
+        if request.model in self.others:
+            return registry_pb2.ResolveModelResponse(artifact=self.others[request.model])
         if request.model not in ("tiny", "asleep", DIGEST):
             raise NotFound(f"no {request.model}")
         asleep = request.model == "asleep"
@@ -58,18 +63,33 @@ class FakeRegistry(registry_pb2_grpc.RegistryServiceServicer):
         )
 
     async def ListAliases(self, request, context):
-        return registry_pb2.ListAliasesResponse(aliases=[{"name": "tiny", "artifact_digest": DIGEST}])
+        aliases = [{"name": "tiny", "artifact_digest": DIGEST}]
+        aliases += [
+            {"name": name, "artifact_digest": one.digest}
+            for name, one in self.others.items()
+            if name != one.digest
+        ]
+        return registry_pb2.ListAliasesResponse(aliases=aliases)
 
 
 class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
-    """One id a byte, from 4 on; a chat is its contents, one after the other."""
+    """One id a byte, from 4 on; a chat is its contents, one after the other. An encoder's text stands between
+    1 and 3, and so does a pair's second one."""
+
+    def __init__(self) -> None:
+        self.calls = 0
 
     async def Encode(self, request, context):
-        if "bad text" in request.inputs[0].text:
-            raise invalid_field("inputs[0].text", "is bad")
-        ids = [byte + 4 for byte in request.inputs[0].text.encode()]
+        self.calls += 1
+        for number, one in enumerate(request.inputs):
+            for field in ("text", "pair"):
+                if "bad text" in getattr(one, field):
+                    raise invalid_field(f"inputs[{number}].{field}", "is bad")
+        special = request.add_special_tokens and request.model not in ("sha256:artifact", "sha256:asleep")
         return tokenizer_pb2.EncodeResponse(
-            artifact_digest=request.model, tokenizer_digest=TOKENIZER, encodings=[{"ids": ids}]
+            artifact_digest=request.model,
+            tokenizer_digest=TOKENIZER,
+            encodings=[encoding(request, one, special) for one in request.inputs],
         )
 
     async def RenderChat(self, request, context):
@@ -86,8 +106,38 @@ class FakeTokenizer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         )
 
 
+def encoding(request, asked, special: bool) -> tokenizer_pb2.Encoding:
+    """A text or pair as ids, with all that can be asked for."""
+    first, second = ([byte + 4 for byte in text.encode()] for text in (asked.text, asked.pair))
+    if request.HasField("truncation"):
+        most = request.truncation.max_length - (2 + asked.HasField("pair") if special else 0)
+        if request.truncation.strategy == tokenizer_pb2.TRUNCATION_STRATEGY_ONLY_SECOND:
+            second = second[: max(0, most - len(first))]
+        else:
+            first = first[:most]
+    if not special:
+        return tokenizer_pb2.Encoding(ids=first)
+    ids = [1, *first, 3] + ([*second, 3] if asked.HasField("pair") else [])
+    found = tokenizer_pb2.Encoding(ids=ids)
+    if request.return_type_ids:
+        found.type_ids.extend([0] * (len(first) + 2) + [1] * (len(ids) - len(first) - 2))
+    if request.return_special_tokens_mask:
+        found.special_tokens_mask.extend(int(one < 4) for one in ids)
+    if request.return_offsets:
+        words = [asked.text[:at].count(" ") for at in range(len(first))]
+        found.word_ids.extend([-1, *words, -1])
+        found.offsets.extend(
+            tokenizer_pb2.Offset(start=max(0, at - 1), end=at if one >= 4 else max(0, at - 1))
+            for at, one in enumerate(ids)
+        )
+    return found
+
+
 class ScriptedWorker:
-    """Takes from the lanes and writes made-up tokens, as many as asked for; a held request one a permit."""
+    """Takes from the lanes and writes made-up tokens, as many as asked for; a held request one a permit.
+
+    Of a task it writes what the test gave it, or bytes of the size that was asked for.
+    """
 
     def __init__(self, redis: Redis, blocking: Redis) -> None:
         self.redis = redis
@@ -98,6 +148,9 @@ class ScriptedWorker:
         self.padding = ""
         """Added to each token's text, to make entries large."""
         self.consumer = "worker-1"
+        self.profiles = [PROFILE]
+        self.task_ends: dict[str, Terminal] = {}
+        """By request, instead of a result."""
         self.stopping = False
         self._blocking = blocking
         self._permits: dict[str, asyncio.Semaphore] = {}
@@ -122,7 +175,7 @@ class ScriptedWorker:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             while not self.stopping:
-                found = await lanes.find(self.redis, PROFILE)
+                found = [lane for profile in self.profiles for lane in await lanes.find(self.redis, profile)]
                 if not found:
                     await asyncio.sleep(0.01)
                     continue
@@ -145,8 +198,14 @@ class ScriptedWorker:
         await pipe.execute()
 
     async def _write(self, request: RequestKeys, entry: LaneEntry, epoch: int) -> None:
-        for number, message in enumerate(answer(entry, self.padding), 1):
-            if message.HasField("tokens") and entry.request_id in self._permits:
+        is_task = entry.HasField("task")
+        if is_task:
+            end = self.task_ends.get(entry.request_id) or Terminal(task_result=task_result(entry))
+            messages = [StreamEntry(terminal=end)]
+        else:
+            messages = answer(entry, self.padding)
+        for number, message in enumerate(messages, 1):
+            if (is_task or message.HasField("tokens")) and entry.request_id in self._permits:
                 await self._permits[entry.request_id].acquire()
             outcome = await self.append(request, EntryId(epoch, number), message)
             if outcome is not Appended.WRITTEN:
@@ -161,6 +220,28 @@ class ScriptedWorker:
             self.redis, [Append(request, id_, codec.encode(message))], lambda pipe: dirty.push(pipe, news)
         )
         return outcome
+
+
+def task_result(entry: LaneEntry) -> TaskResult:
+    """What the scripted worker makes of a task: of input n, n and what follows it."""
+    task, rows = entry.task, []
+    for number, one in enumerate(task.inputs):
+        match task.WhichOneof("task"):
+            case "embed":
+                width = task.embed.dimensions or 4
+                rows.append(struct.pack(f"<{width}f", *(number + at for at in range(width))))
+            case "classify":
+                rows.append(struct.pack("<3f", 0.25, 0.5, 0.25))
+            case "rank" if task.rank.HasField("embed") and number == 0:
+                continue
+            case "rank":
+                rows.append(struct.pack("<f", number))
+            case "tag":
+                rows.append(struct.pack("<If", 1, 0.5) * len(one.token_ids))
+            case "score":
+                rows += [struct.pack("<If", token, -0.5) for token in one.token_ids[one.first :]]
+    data = b"".join(rows)
+    return TaskResult(data=data, artifact_digest=entry.artifact_digest, profile=entry.profile)
 
 
 def answer(entry: LaneEntry, padding: str) -> list[StreamEntry]:
@@ -220,9 +301,14 @@ async def registry_server(fake_registry: FakeRegistry) -> AsyncIterator[RpcServe
 
 
 @pytest.fixture
-async def tokenizer_server() -> AsyncIterator[RpcServer]:
+async def fake_tokenizer() -> FakeTokenizer:
+    return FakeTokenizer()
+
+
+@pytest.fixture
+async def tokenizer_server(fake_tokenizer: FakeTokenizer) -> AsyncIterator[RpcServer]:
     add = tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server
-    async with serving(add, FakeTokenizer(), "treadle.api.tokenizer.v1.TokenizerService") as server:
+    async with serving(add, fake_tokenizer, "treadle.api.tokenizer.v1.TokenizerService") as server:
         yield server
 
 

@@ -188,12 +188,6 @@ async def test_models_are_listed_page_by_page(stub, worker, redis):
         assert (error.code, error.fields[0].field) == ("INVALID_ARGUMENT", field)
 
 
-@pytest.mark.parametrize("method", ["Embed", "Classify", "Score", "Rerank", "Tag"])
-async def test_encoder_tasks_have_no_code_yet(stub, method):
-    request = getattr(inference_pb2, f"{method}Request")()
-    assert (await failure(getattr(stub, method)(request, timeout=10))).code == "UNIMPLEMENTED"
-
-
 async def test_what_cannot_be_decoded_is_said(gateway):
     async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.server.port}") as channel:
         await channel.channel_ready()

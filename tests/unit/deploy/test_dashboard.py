@@ -186,7 +186,7 @@ def test_the_dashboard_is_whole():
             assert used <= variables, panel["title"]
             assert "replica" in used, panel["title"]
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
-    assert rows == ["Requests", "Latency", "Tokens", "Engines", "Resilience", "Services"]
+    assert rows == ["Requests", "Latency", "Tokens", "Engines", "Resilience", "Services", "Tasks"]
     print(f"{len(panels) - len(rows)} panels in {len(rows)} rows")
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from treadle.api.worker.v1.queue_pb2 import StreamEntry
-from treadle.errors import DataLoss
+from treadle.errors import DataLoss, FailedPrecondition
 from treadle.queue.log import EntryId, LogEntry
 from treadle_gateway.cursor import Cursor
 from treadle_gateway.token_stream import Chunk, Failed, TokenStream
@@ -80,3 +80,11 @@ def test_an_error_is_the_end():
     (failed,) = stream.accept([entry(1, 1, terminal={"error": {"code": 1, "message": "x"}}), tokens(2, 1, 0)])
     assert isinstance(failed, Failed)
     assert failed.status.code == 1
+
+
+def test_a_tasks_log_is_no_stream():
+    stream = TokenStream(Cursor())
+    assert stream.accept([entry(0, 1, queued={}), entry(1, 0, fence={})]) == []
+    with pytest.raises(FailedPrecondition) as caught:
+        stream.accept([entry(1, 1, terminal={"task_result": {"data": b"x"}})])
+    assert caught.value.reason == "TASK_HAS_NO_STREAM"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from treadle.errors import invalid_field
 from treadle_gateway.artifact import Artifact, GenerationDefaults, TaskFacts
 from treadle_gateway.deadlines import Deadline
 from treadle_gateway.encoded import EncodedText, EncodedTexts, EncodeOptions, Texts
@@ -41,7 +42,9 @@ class WordTokenizer:
         if options.cut is not None:
             room = options.cut.max_length - special
             if options.cut.second_only:
-                second = second[: max(0, room - len(first))]
+                if len(first) + len(second) > room and len(first) >= room:
+                    raise invalid_field("inputs[0].pair", "none of it is left")
+                second = second[: room - len(first)]
             else:
                 first = first[:room]
         ids = [CLS, *first, SEP, *([*second, SEP] if pair is not None else [])]
@@ -66,6 +69,7 @@ def plan(tokenizer: WordTokenizer) -> Callable[..., Awaitable[Plan]]:
         task: Any,
         *,
         max_model_len: int = 20,
+        model_type: str = "bert",
         defaults: dict[str, Any] | None = None,
         **facts: Any,
     ) -> Plan:
@@ -76,7 +80,7 @@ def plan(tokenizer: WordTokenizer) -> Callable[..., Awaitable[Plan]]:
             0,
             0,
             GenerationDefaults(**(defaults or {})),
-            "bert",
+            model_type,
             TaskFacts(**facts),
         )
         model = ServedModel(artifact, "p", max_model_len, 100, 1)

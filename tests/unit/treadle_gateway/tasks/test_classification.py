@@ -49,6 +49,9 @@ async def test_pairs_have_types(plan):
     pair, single = (await plan(classification, task, labels=LABELS)).inputs
     assert (list(pair.ids), list(pair.type_ids)) == ([1, 13, 13, 2, 15, 2], [0, 0, 0, 0, 1, 1])
     assert not single.type_ids
+    for other in ("roberta", "distilbert"):
+        pair, _ = (await plan(classification, task, model_type=other, labels=LABELS)).inputs
+        assert not pair.type_ids
     long = ClassifyTask(inputs=(TextInput("a", "word " * 30),))
     with pytest.raises(InvalidArgument, match=r"inputs\[0\]: has 34 tokens"):
         await plan(classification, long, labels=LABELS)

@@ -130,7 +130,7 @@ async def test_ids_are_the_harness_ones_for_a_real_tokenizer(rng: random.Random,
             for _ in range(2)
         )
         whole, beyond = harness_pair(real, context, continuation)
-        if context.strip() and beyond:
+        if context.strip() and continuation and beyond:
             pairs.append((ScoreInput(context, continuation), whole, beyond))
     artifact = Artifact("sha256:a", "sha256:c", "sha256:t", 0, 0, GenerationDefaults())
     encoder = TextEncoder(Packaged(real), ServedModel(artifact, "p", 0, 0, 1), Deadline(10), timeout_s=1)
