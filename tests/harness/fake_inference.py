@@ -56,6 +56,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """
 
     losses: list[int] = field(default_factory=list)
+    drains: list[int] = field(default_factory=list)
+    """As `losses`, but the call lasts, and its further items are told to go elsewhere."""
     num_full: int = 0
     hold_after: int | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -159,6 +161,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     async def _stream(self, requests: Any, answer: Any, kind: Any) -> AsyncIterator[Any]:
         self.num_calls += 1
         allowed = self.losses.pop(0) if self.losses else None
+        drained = self.drains.pop(0) if self.drains else None
         index = 0
         async for item in requests:
             if index == allowed:
@@ -168,6 +171,8 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
                 await self.released.wait()
             response = kind(index=index, request_id=item.request.context.request_id)
             try:
+                if drained is not None and index >= drained:
+                    raise Unavailable("the gateway stops", reason="DRAINING", retry_after_s=0.01)
                 response.response.CopyFrom(answer(item.request))
             except TreadleError as error:
                 response.error.CopyFrom(to_status(error))

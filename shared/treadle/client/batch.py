@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 from treadle.client.answer import BatchItem
 from treadle.client.reconnect import Reconnects
-from treadle.errors import DataLoss, TreadleError, invalid_field
+from treadle.errors import DataLoss, TreadleError, Unavailable, invalid_field
 from treadle.rpc import from_status
 from treadle.rpc.channel import MAX_MESSAGE_BYTES
 
@@ -65,6 +65,7 @@ class _Ended:
     error: Exception | None
 
 
+_DRAINING = "DRAINING"
 _FAILED = object()
 """A request turned out to be one that cannot be sent."""
 
@@ -107,8 +108,12 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                 try:
                     while not isinstance(event := await self._events.get(), _Ended):
                         if event is not _FAILED:
+                            received = cast("ReceivedT", event)
+                            if (leaving := _leaving(received)) is not None:
+                                event = _Ended(leaving)
+                                break
                             self._reconnects.progress()
-                            if (item := self._take(cast("ReceivedT", event))) is not None:
+                            if (item := self._take(received)) is not None:
                                 yield item
                         for item in self._failures():
                             yield item
@@ -116,12 +121,16 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                     call.cancel()
                     receiving.cancel()
                     await asyncio.gather(receiving, return_exceptions=True)
+                while not self._events.empty():  # of a call that is over
+                    self._events.get_nowait()
                 for item in self._failures():
                     yield item
                 if self._source_error is not None:
                     raise self._source_error
                 if isinstance(event.error, grpc.aio.AioRpcError):
                     await self._reconnects.pause(event.error)
+                elif isinstance(event.error, Unavailable):
+                    await self._reconnects.pause_after(event.error)
                 elif event.error is not None:
                     raise event.error
                 elif self._waiting or not self._exhausted:
@@ -217,6 +226,15 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                 yield BatchItem(waiting.index, "", None, waiting.error)
             elif self._method.ordered:
                 return
+
+
+def _leaving(response: Received) -> Unavailable | None:
+    """What an item says whose gateway stops: that the whole call is to be made again elsewhere."""
+    if response.HasField("error"):
+        error = from_status(response.error)
+        if isinstance(error, Unavailable) and error.reason == _DRAINING:
+            return error
+    return None
 
 
 def _check_size(message: Any) -> None:
