@@ -50,11 +50,11 @@ export class Tasks {
         const sending = source.sendTo(call)
         try {
           for await (const { requestId, outcome, response, error } of call) {
+            const problem = outcome === 'error' && TreadleError.ofStatus(error)
+            if (problem && source.isLost(requestId, problem)) throw problem
             failures = 0
             const index = source.answered(requestId)
-            yield outcome === 'error'
-              ? { index, requestId, error: TreadleError.ofStatus(error) }
-              : { index, requestId, response }
+            yield problem ? { index, requestId, error: problem } : { index, requestId, response }
           }
           await sending
           if (!source.isDone) throw new TreadleError('DATA_LOSS', 'the stream ended before its answers')
@@ -62,7 +62,7 @@ export class Tasks {
           if (source.error) throw source.error
           const known = TreadleError.of(error)
           const pause = pauseMs(known, failures)
-          if (!known.isLoss || failures >= TRIES || Date.now() + pause >= deadline) throw known
+          if (!(known.isLoss || source.hasLost) || failures >= TRIES || Date.now() + pause >= deadline) throw known
           failures += 1
           await sleep(pause)
         } finally {
@@ -87,6 +87,8 @@ export function vectors({ shape: [count, width], dtype, data }) {
 /** The requests of a stream: those that wait for their answers, and where the next ones come from. */
 class Source {
   error = null
+  /** Whether the call that just ended did so for an item's error. */
+  hasLost = false
   #iterator
   #window
   #waiting = []
@@ -112,11 +114,26 @@ class Source {
     return first.index
   }
 
+  /**
+   * Whether an item's error is its call's: the gateway stops, or one saw the call before this one break, took it
+   * for a client that left, and cancelled what ran on it. That has to be asked under another id.
+   */
+  isLost(requestId, { code, reason }) {
+    const first = this.#waiting[0]
+    if (first?.id !== requestId) return false
+    this.hasLost = reason === 'DRAINING' || (code === 'CANCELLED' && first.calls > 1)
+    if (this.hasLost && code === 'CANCELLED') {
+      for (const one of this.#waiting.filter(({ calls }) => calls > 1)) one.renew()
+    }
+    return this.hasLost
+  }
+
   /** Sends what waits, then what comes, until the requests or the call end. */
   async sendTo(call) {
     let over = false
+    this.hasLost = false
     const ended = new Promise((resolve) => call.once('close', resolve)).then(() => (over = true))
-    for (const { message } of this.#waiting) call.write(message)
+    for (const one of this.#waiting) call.write(one.sent())
     try {
       while (!this.#exhausted && !over) {
         if (this.#waiting.length >= this.#window) {
@@ -143,13 +160,33 @@ class Source {
   }
 
   #keep(request) {
-    const id = request.context?.requestId || randomUUID()
-    const message = { request: { ...request, context: { ...request.context, requestId: id } } }
-    this.#waiting.push({ index: this.#count++, id, message })
-    return message
+    const one = new Waiting(this.#count++, request)
+    this.#waiting.push(one)
+    return one.sent()
   }
 
   async close() {
     await this.#iterator.return?.()
+  }
+}
+
+class Waiting {
+  calls = 0
+
+  constructor(index, request) {
+    this.index = index
+    this.request = request
+    this.id = request.context?.requestId || randomUUID()
+  }
+
+  renew() {
+    this.id = randomUUID()
+    this.calls = 0
+  }
+
+  /** The message, and that one more call has it. */
+  sent() {
+    this.calls += 1
+    return { request: { ...this.request, context: { ...this.request.context, requestId: this.id } } }
   }
 }

@@ -15,7 +15,14 @@ from typing import Any
 from treadle.api.inference.v1 import inference_pb2 as pb
 from treadle.api.inference.v1 import inference_pb2_grpc
 from treadle.api.tokenizer.v1 import tokenizer_pb2, tokenizer_pb2_grpc
-from treadle.errors import FailedPrecondition, ResourceExhausted, TreadleError, Unavailable, invalid_field
+from treadle.errors import (
+    Cancelled,
+    FailedPrecondition,
+    ResourceExhausted,
+    TreadleError,
+    Unavailable,
+    invalid_field,
+)
 from treadle.rpc import RpcServer, to_status
 
 WIDTH = 8
@@ -52,10 +59,15 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """Every model of MODELS; a text with "BAD" is refused, one with "FULL" as often as `num_full` says.
 
     A call loses its connection after as many items as the next of `losses` says. `hold_after` items are
-    answered in all, then none until `released`.
+    answered in all, then none until `released`. A request that was read on a call that it then lost, and not
+    answered, is cancelled: whoever asks for it again is told so.
     """
 
     losses: list[int] = field(default_factory=list)
+    drains: list[int] = field(default_factory=list)
+    """As `losses`, but the call lasts, and its further items are told to go elsewhere."""
+    num_lost: int = 0
+    """How many calls of one request each are lost, and their requests cancelled."""
     num_full: int = 0
     hold_after: int | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,6 +76,7 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
     """How often each request was asked, by its id."""
     sizes: list[int] = field(default_factory=list)
     """The inputs of each request that was asked."""
+    cancelled: set[str] = field(default_factory=set)
     num_calls: int = 0
     num_answered: int = 0
 
@@ -141,33 +154,50 @@ class FakeInference(inference_pb2_grpc.InferenceServiceServicer):
         read = sum(len(context) + len(continuation) for context, continuation in inputs)
         return pb.ScoreResponse(scores=scores, prompt_tokens=read, **facts)
 
+    def _alone(self, request: Any, answer: Any) -> Any:
+        request_id = request.context.request_id
+        if self.num_lost > 0:
+            self.num_lost -= 1
+            self.cancelled.add(request_id)
+            raise Unavailable("the connection is lost")
+        if request_id in self.cancelled:
+            raise Cancelled("the client went away")
+        return answer(request)
+
     async def Embed(self, request, context):
-        return self._embed(request)
+        return self._alone(request, self._embed)
 
     async def Classify(self, request, context):
-        return self._classify(request)
+        return self._alone(request, self._classify)
 
     async def Tag(self, request, context):
-        return self._tag(request)
+        return self._alone(request, self._tag)
 
     async def Rerank(self, request, context):
-        return self._rerank(request)
+        return self._alone(request, self._rerank)
 
     async def Score(self, request, context):
-        return self._score(request)
+        return self._alone(request, self._score)
 
     async def _stream(self, requests: Any, answer: Any, kind: Any) -> AsyncIterator[Any]:
         self.num_calls += 1
         allowed = self.losses.pop(0) if self.losses else None
+        drained = self.drains.pop(0) if self.drains else None
         index = 0
         async for item in requests:
+            request_id = item.request.context.request_id
             if index == allowed:
+                self.cancelled.add(request_id)
                 raise Unavailable("the gateway drains", reason="DRAINING", retry_after_s=0.01)
             if self.num_answered == self.hold_after:
                 self.held.set()
                 await self.released.wait()
-            response = kind(index=index, request_id=item.request.context.request_id)
+            response = kind(index=index, request_id=request_id)
             try:
+                if request_id in self.cancelled:
+                    raise Cancelled("the client went away")
+                if drained is not None and index >= drained:
+                    raise Unavailable("the gateway stops", reason="DRAINING", retry_after_s=0.01)
                 response.response.CopyFrom(answer(item.request))
             except TreadleError as error:
                 response.error.CopyFrom(to_status(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
@@ -15,8 +16,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "python"
+from treadle.cli.eval_windows import windows
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "python"
+QUESTIONS = ROOT / "examples" / "data" / "common_knowledge.jsonl"
+SHAKESPEARE = ROOT / "tests" / "data" / "shakespeare.txt"
 
 
 def run(suite, command: list[str], text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -154,6 +163,36 @@ def test_ctrl_c_ends_generate(suite):
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said.decode()
     assert b"Traceback" not in said
+
+
+def test_perplexity_is_transformers(suite, smollm2_folder, tmp_path):
+    """bfloat16 through every service, against float32 over the same windows."""
+    text = SHAKESPEARE.read_text()[:3000]
+    (tmp_path / "text.txt").write_text(text)
+    arguments = ["--window", "256", "--stride", "128", "--json"]
+    found = json.loads(treadle(suite, "eval", "perplexity", str(tmp_path / "text.txt"), *arguments).stdout)
+
+    ids = (
+        Tokenizer.from_file(str(smollm2_folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    )
+    reference = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+    nll, count = 0.0, 0
+    for one in windows(len(ids), 256, 128):
+        with torch.inference_mode():
+            logits = reference(torch.tensor([ids[one.begin : one.end]])).logits[0]
+        rows = logits[one.start - one.begin - 1 : -1].double().log_softmax(-1)
+        nll -= rows.gather(1, torch.tensor(ids[one.start : one.end])[:, None]).sum().item()
+        count += one.end - one.start
+    assert found["tokens"] == count == len(ids) - 1
+    assert abs(found["perplexity"] / math.exp(nll / count) - 1) < 0.005
+    print(f"{count} tokens: perplexity {found['perplexity']:.4f}, transformers {math.exp(nll / count):.4f}")
+
+
+def test_a_model_knows_some_things(suite):
+    found = json.loads(treadle(suite, "eval", "multiple-choice", str(QUESTIONS), "--json").stdout)
+    assert (found["count"], found["failed"]) == (20, 0)
+    assert found["accuracy"] >= 0.5  # a guess is 0.25
+    print(f"accuracy {found['accuracy']:.2f} ± {found['accuracy_stderr']:.2f}")
 
 
 @pytest.mark.parametrize("name", ["chat_stream.py", "chat_stream_stubs.py", "batch.py"])

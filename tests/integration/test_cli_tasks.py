@@ -131,8 +131,9 @@ async def test_a_gateway_that_is_full_or_goes_away_costs_no_line(command, infere
     assert "1000 lines, 2000 tokens" in done.stderr
     assert inference.num_full == 0
     assert not inference.losses
-    assert len(inference.computed) == 32 + 3  # a refused request comes again under an id of its own
-    assert sum(inference.computed.values()) == 32 + 3
+    # A refused request, and one that was cancelled with its call, comes again under an id of its own.
+    assert inference.cancelled
+    assert sum(inference.computed.values()) >= 32 + 3
 
 
 async def test_a_cut_connection_costs_no_line(command, inference, tmp_path):

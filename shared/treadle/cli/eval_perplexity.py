@@ -183,11 +183,16 @@ async def _tokens(encoder: TokenizerClient, text: str, model: str, max_tokens: i
         num_bytes = len(text.encode())
     elif whole:
         (unscored,) = await encoder.decode([ids[:1]], model=model, skip_special_tokens=False)
-        num_bytes = len(text.encode()) - len(unscored.encode())
+        num_bytes = len(text.encode()) - _num_bytes(unscored)
     else:
         (said,) = await encoder.decode([scored], model=model, skip_special_tokens=False)
-        num_bytes = len(said.encode())
+        num_bytes = _num_bytes(said)
     return _Tokens([*first[-1:], *ids], num_bytes, digest)
+
+
+def _num_bytes(decoded: str) -> int:
+    # Half a character is decoded as a replacement, which is longer than what it stands for.
+    return len(decoded.replace("\ufffd", "?").encode())
 
 
 def _requests(tokens: _Tokens, planned: Sequence[Window], model: str) -> Iterator[ScoreRequest]:

@@ -39,7 +39,7 @@ WithText = Annotated[bool, typer.Option("--with-text", help="Repeat each line's 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON for a text that was given as argument, too.")
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Lines a request.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, max=256, help="Lines a request.")]
 Truncate = Annotated[bool, typer.Option("--truncate", help="Cut a text that is too long; else it fails.")]
 
 

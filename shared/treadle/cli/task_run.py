@@ -24,6 +24,7 @@ _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _FIELDS_OF_A_LINE = ("inputs", "query", "documents", "request")
 """Where a request's fault is a line's; elsewhere it is an option's, and every line has it."""
+_WORK_FAILED = ("DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "OUT_OF_RANGE", "CANCELLED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +189,10 @@ def error_record(error: TreadleError) -> dict[str, object]:
 def _is_of_a_line(error: TreadleError) -> bool:
     if isinstance(error, ResourceExhausted | Unavailable):
         return False
-    if not isinstance(error, InvalidArgument):
-        # What depends on the work itself: a deadline, a poisoned request, a number that is none.
-        return error.code in ("DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "OUT_OF_RANGE", "CANCELLED")
-    return not error.fields or any(
-        violation.field.startswith(_FIELDS_OF_A_LINE) for violation in error.fields
-    )
+    if error.fields:
+        return any(violation.field.startswith(_FIELDS_OF_A_LINE) for violation in error.fields)
+    # What depends on the work itself: a deadline, a poisoned request, a number that is none.
+    return isinstance(error, InvalidArgument) or error.code in _WORK_FAILED
 
 
 def _values(lines: list[Line[V]]) -> list[V]:

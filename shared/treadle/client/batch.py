@@ -12,7 +12,7 @@ from google.rpc import status_pb2
 
 from treadle.client.answer import BatchItem
 from treadle.client.reconnect import Reconnects
-from treadle.errors import DataLoss, TreadleError, invalid_field
+from treadle.errors import Cancelled, DataLoss, TreadleError, Unavailable, invalid_field
 from treadle.rpc import from_status
 from treadle.rpc.channel import MAX_MESSAGE_BYTES
 
@@ -47,6 +47,9 @@ class BatchMethod(Generic[RequestT, SentT, ReceivedT, AnswerT]):
     to_answer: Callable[[ReceivedT], AnswerT]
     ordered: bool
     """Whether answers come in the order of the requests."""
+    renewed: Callable[[SentT], tuple[str, SentT]] | None = None
+    """A message under another id, where one that was cancelled with its call can be asked again; None: it
+    cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class _Ended:
     error: Exception | None
 
 
+_DRAINING = "DRAINING"
 _FAILED = object()
 """A request turned out to be one that cannot be sent."""
 
@@ -90,6 +94,7 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
         # No more than `window` answers lie in it: what was not taken holds its room.
         self._events: asyncio.Queue[ReceivedT | _Ended | object] = asyncio.Queue()
         self._num_failed = 0
+        self._resent: set[str] = set()
         self._taken = 0
         self._exhausted = False
         self._source_error: Exception | None = None
@@ -107,8 +112,12 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                 try:
                     while not isinstance(event := await self._events.get(), _Ended):
                         if event is not _FAILED:
+                            received = cast("ReceivedT", event)
+                            if (lost := self._lost(received)) is not None:
+                                event = _Ended(lost)
+                                break
                             self._reconnects.progress()
-                            if (item := self._take(cast("ReceivedT", event))) is not None:
+                            if (item := self._take(received)) is not None:
                                 yield item
                         for item in self._failures():
                             yield item
@@ -116,12 +125,16 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                     call.cancel()
                     receiving.cancel()
                     await asyncio.gather(receiving, return_exceptions=True)
+                while not self._events.empty():  # of a call that is over
+                    self._events.get_nowait()
                 for item in self._failures():
                     yield item
                 if self._source_error is not None:
                     raise self._source_error
                 if isinstance(event.error, grpc.aio.AioRpcError):
                     await self._reconnects.pause(event.error)
+                elif isinstance(event.error, Unavailable | Cancelled):
+                    await self._reconnects.pause_after(event.error)
                 elif event.error is not None:
                     raise event.error
                 elif self._waiting or not self._exhausted:
@@ -150,6 +163,7 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
         for request_id, waiting in list(self._waiting.items()):
             if waiting.message is not None:
                 sent.add(request_id)
+                self._resent.add(request_id)
                 yield waiting.message
         while not self._exhausted:
             # A lost call cancels this iterator: the requests' own must not notice, or it would end.
@@ -188,6 +202,30 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
         self._waiting[request_id] = _Waiting(index, message, None)
         return request_id, message
 
+    def _lost(self, response: ReceivedT) -> TreadleError | None:
+        """An item's error that means that the whole call is to be made again: its gateway stops, or one saw
+        the call before it break, and cancelled what ran on that."""
+        if not response.HasField("error"):
+            return None
+        error = from_status(response.error)
+        if isinstance(error, Unavailable) and error.reason == _DRAINING:
+            return error
+        renewed = self._method.renewed
+        if isinstance(error, Cancelled) and renewed is not None and response.request_id in self._resent:
+            # Whatever else ran on that call is as over as this one.
+            self._waiting = dict(self._again(key, waiting, renewed) for key, waiting in self._waiting.items())
+            self._resent.clear()
+            return error
+        return None
+
+    def _again(
+        self, key: str, waiting: _Waiting[SentT], renewed: Callable[[SentT], tuple[str, SentT]]
+    ) -> tuple[str, _Waiting[SentT]]:
+        if key not in self._resent or waiting.message is None:
+            return key, waiting
+        request_id, message = renewed(waiting.message)
+        return request_id, _Waiting(waiting.index, message, None)
+
     def _take(self, response: ReceivedT) -> BatchItem[AnswerT] | None:
         request_id = response.request_id
         if request_id not in self._waiting:  # answered before the connection broke, and sent again
@@ -197,6 +235,7 @@ class Batch(Generic[RequestT, SentT, ReceivedT, AnswerT]):
                 "the stream's answers are not in the order of its requests", reason="STREAM_OUT_OF_ORDER"
             )
         index = self._waiting.pop(request_id).index
+        self._resent.discard(request_id)
         self._room.release()
         if response.HasField("error"):
             return BatchItem(index, request_id, None, from_status(response.error))

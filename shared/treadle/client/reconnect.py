@@ -39,11 +39,15 @@ class Reconnects:
     async def pause(self, error: grpc.aio.AioRpcError) -> None:
         """Waits before the next try; raises the TreadleError that `error` means when there is none."""
         failure = from_rpc_error(error)
-        if not is_loss(error) or self._failed >= self._limit:
+        if not is_loss(error):
             raise failure from error
+        await self.pause_after(failure)
+
+    async def pause_after(self, failure: TreadleError) -> None:
+        """Waits before the next try after a loss; raises `failure` when there is none."""
         pause = self._pause_s(failure)
-        if pause >= self._deadline - time.monotonic():
-            raise failure from error
+        if self._failed >= self._limit or pause >= self._deadline - time.monotonic():
+            raise failure
         self._failed += 1
         self.total += 1
         await asyncio.sleep(pause)

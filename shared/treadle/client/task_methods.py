@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar, Unpack
+from typing import Protocol, TypeVar, Unpack
 
 import grpc
 
@@ -42,16 +43,28 @@ from treadle.client.task_request import (
     Text,
     Texts,
 )
+from treadle.errors import Cancelled
+from treadle.rpc import from_rpc_error
+from treadle.rpc.status import is_loss
 
 TASK_WINDOW = 64
 """How many requests of a stream wait for their answers at a time, unless it is said."""
 _pb = inference_pb2
 _ItemT = TypeVar("_ItemT")
 _RequestT = TypeVar("_RequestT", bound=TaskRequest)
-_MessageT = TypeVar("_MessageT")
-_SentT = TypeVar("_SentT")
+_SentT = TypeVar("_SentT", bound="_Sent")
 _ResponseT = TypeVar("_ResponseT")
 _AnswerT = TypeVar("_AnswerT")
+
+
+class _Message(Protocol):
+    @property
+    def context(self) -> _pb.TaskContext: ...
+
+
+class _Sent(Protocol):
+    @property
+    def request(self) -> _Message: ...
 
 
 class TaskMethods(InferenceConnection):
@@ -68,7 +81,7 @@ class TaskMethods(InferenceConnection):
         request = EmbedRequest(texts=texts, **options)
         message = embed_to_proto(request, self._context(request))
         return embeddings_from_proto(
-            await self._asked(request, lambda left_s: self._stub.Embed(message, timeout=left_s))
+            await self._asked(request, message, lambda left_s: self._stub.Embed(message, timeout=left_s))
         )
 
     async def classify(self, texts: Texts, **options: Unpack[ClassifyOptions]) -> Classifications:
@@ -76,7 +89,7 @@ class TaskMethods(InferenceConnection):
         request = ClassifyRequest(texts=texts, **options)
         message = classify_to_proto(request, self._context(request))
         return classifications_from_proto(
-            await self._asked(request, lambda left_s: self._stub.Classify(message, timeout=left_s))
+            await self._asked(request, message, lambda left_s: self._stub.Classify(message, timeout=left_s))
         )
 
     async def tag(self, texts: Texts, **options: Unpack[TagOptions]) -> TaggedTexts:
@@ -84,7 +97,7 @@ class TaskMethods(InferenceConnection):
         request = TagRequest(texts=texts, **options)
         message = tag_to_proto(request, self._context(request))
         return tagged_from_proto(
-            await self._asked(request, lambda left_s: self._stub.Tag(message, timeout=left_s))
+            await self._asked(request, message, lambda left_s: self._stub.Tag(message, timeout=left_s))
         )
 
     async def rerank(self, query: str, documents: Sequence[str], **options: Unpack[RerankOptions]) -> Ranking:
@@ -92,7 +105,7 @@ class TaskMethods(InferenceConnection):
         request = RerankRequest(query=query, documents=documents, **options)
         message = rerank_to_proto(request, self._context(request))
         return ranking_from_proto(
-            await self._asked(request, lambda left_s: self._stub.Rerank(message, timeout=left_s))
+            await self._asked(request, message, lambda left_s: self._stub.Rerank(message, timeout=left_s))
         )
 
     async def score(self, inputs: Iterable[Scored], **options: Unpack[TaskOptions]) -> Scores:
@@ -100,7 +113,7 @@ class TaskMethods(InferenceConnection):
         request = ScoreRequest(inputs=inputs, **options)
         message = score_to_proto(request, self._context(request))
         return scores_from_proto(
-            await self._asked(request, lambda left_s: self._stub.Score(message, timeout=left_s))
+            await self._asked(request, message, lambda left_s: self._stub.Score(message, timeout=left_s))
         )
 
     def embed_stream(
@@ -179,9 +192,20 @@ class TaskMethods(InferenceConnection):
         )
 
     async def _asked(
-        self, request: TaskRequest, call: Callable[[float], Awaitable[_ResponseT]]
+        self, request: TaskRequest, message: _Message, call: Callable[[float], Awaitable[_ResponseT]]
     ) -> _ResponseT:
-        return await self._again_when_lost(call, self._timeout_of(request))
+        reconnects = Reconnects(self._reconnects, self._timeout_of(request))
+        while True:
+            try:
+                return await call(reconnects.left_s())
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc_error(error)
+                if reconnects.total and isinstance(failure, Cancelled) and not is_loss(error):
+                    # A gateway saw the call before this one break, and took it for a client that left.
+                    message.context.request_id = uuid.uuid4().hex
+                    await reconnects.pause_after(failure)
+                else:
+                    await reconnects.pause(error)
 
     def _streamed(
         self,
@@ -197,10 +221,15 @@ class TaskMethods(InferenceConnection):
             context = self._context(request)
             return context.request_id, to_message(request, context)
 
-        method = BatchMethod(message, open_call, to_answer, ordered=True)
+        method = BatchMethod(message, open_call, to_answer, ordered=True, renewed=_renewed)
         return Batch(items, method, Reconnects(self._reconnects, BATCH_S), window).outcomes()
 
     def _context(self, request: TaskRequest) -> _pb.TaskContext:
         return context_to_proto(
             request, model=self._model, tenant=self._tenant, timeout_s=self._timeout_of(request)
         )
+
+
+def _renewed(sent: _SentT) -> tuple[str, _SentT]:
+    sent.request.context.request_id = uuid.uuid4().hex
+    return sent.request.context.request_id, sent
