@@ -1,4 +1,4 @@
-"""A worker dies, or is stopped past its lease, with tasks in its hands: every one is answered, and the same."""
+"""A worker is killed, or stopped past its lease, with tasks in its hands: each is answered, and the same."""
 
 from __future__ import annotations
 

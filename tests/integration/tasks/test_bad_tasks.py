@@ -74,11 +74,11 @@ BAD: dict[str, Bad] = {
     "100,000 tokens to score": invalid(
         "Score",
         asked("tiny", inputs=[{"context": "a", "continuation": WORD * 100_000}]),
-        "inputs[0].continuation",
+        "inputs[0]",
         "at most",
     ),
     "a batch over the limit": invalid(
-        "Embed", asked("minilm", inputs=texts(*["a"] * 5000)), "inputs", "at most"
+        "Embed", asked("minilm", inputs=texts(*["a"] * 5000)), "inputs", "1 to 256"
     ),
     "a pooling that the folder does not have": Bad(
         "Embed",
@@ -89,7 +89,9 @@ BAD: dict[str, Bad] = {
         "POOLING_NOT_AVAILABLE",
     ),
     "a pooling that is none": invalid("Embed", asked("minilm", inputs=texts("a"), pooling=77), "pooling", ""),
-    "no dimensions": invalid("Embed", asked("minilm", inputs=texts("a"), dimensions=0), "dimensions", "384"),
+    "no dimensions": invalid(
+        "Embed", asked("minilm", inputs=texts("a"), dimensions=0), "dimensions", "unset"
+    ),
     "more dimensions than there are": invalid(
         "Embed", asked("minilm", inputs=texts("a"), dimensions=385), "dimensions", "384"
     ),
@@ -108,7 +110,9 @@ BAD: dict[str, Bad] = {
     ),
     "ids past the vocabulary": invalid(
         "Score",
-        asked("tiny", inputs=[{"context": "a", "continuation_token_ids": {"ids": [1024]}}]),
+        asked(
+            "tiny", inputs=[{"context_token_ids": {"ids": [1]}, "continuation_token_ids": {"ids": [1024]}}]
+        ),
         "inputs[0].continuation_token_ids.ids[0]",
         "vocabulary",
     ),
