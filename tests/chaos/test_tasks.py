@@ -62,7 +62,7 @@ def crowd(model: str, name: str, rng: random.Random) -> list[pb.EmbedRequest]:
     return [
         pb.EmbedRequest(
             context={"model": model, "request_id": f"{name}-{number}"},
-            inputs=[{"text": " ".join(rng.choices(WORDS, k=rng.randint(2, 90)))} for _ in range(TEXTS)],
+            inputs=[{"text": " ".join(rng.choices(WORDS, k=rng.randint(2, 70)))} for _ in range(TEXTS)],
         )
         for number in range(CROWD)
     ]

@@ -39,10 +39,9 @@ def write_encoder(
         vocab_size=tokenizer.get_vocab_size(),
         max_position_embeddings=CONTEXT + pad + 1 if roberta else CONTEXT,
         pad_token_id=pad,
-        **sizes,
+        **(sizes | config),
         **({"id2label": dict(enumerate(labels))} if labels else {}),
         **({"label2id": {label: number for number, label in enumerate(labels)}} if labels else {}),
-        **config,
     )
     model = getattr(transformers, f"{prefix}{head}")(made)
     generator = torch.Generator().manual_seed(seed)
