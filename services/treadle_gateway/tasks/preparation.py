@@ -19,7 +19,6 @@ from treadle_gateway.tasks.task import (
     ScoreTask,
     TagTask,
     Task,
-    TaskContext,
 )
 from treadle_gateway.tasks.texts import TextEncoder
 from treadle_gateway.tasks.work import Plan, Prepared
