@@ -19,7 +19,6 @@ from treadle_gateway.tasks.task import (
     ScoreTask,
     TagTask,
     Task,
-    TaskContext,
 )
 from treadle_gateway.tasks.texts import TextEncoder
 from treadle_gateway.tasks.work import Plan, Prepared
@@ -47,7 +46,9 @@ class TaskPreparation:
     async def prepare(self, task: Task, request_id: str, deadline: Deadline) -> Prepared:
         """The task for the model that answers now; raises what is wrong with it, its model or its time."""
         for _ in range(_TRIES):
-            model = await deadline.bound(self._find(task.context, request_id))
+            context = task.context
+            finding = self._models.find(context.model, context.profile, request_id)
+            model = await deadline.bound(_in_the_tasks_words(finding))
             prepared = await self._for(task, model, deadline)
             # Tokenising may take long enough for the model to be let go meanwhile.
             if await deadline.bound(self._models.is_ready(prepared.model)):
@@ -58,15 +59,8 @@ class TaskPreparation:
         self, task: Task, artifact_digest: str, profile: str, deadline: Deadline
     ) -> Prepared:
         """The task as it was for the model that has answered it, whatever has become of that since."""
-        return await self._for(
-            task, await deadline.bound(self._models.of(artifact_digest, profile)), deadline
-        )
-
-    async def _find(self, context: TaskContext, request_id: str) -> ServedModel:
-        try:
-            return await self._models.find(context.model, context.profile, request_id)
-        except TreadleError as error:
-            raise renamed(error, lambda field: field.replace("generation.", "context.", 1)) from error
+        model = await deadline.bound(_in_the_tasks_words(self._models.of(artifact_digest, profile)))
+        return await self._for(task, model, deadline)
 
     async def _for(self, task: Task, model: ServedModel, deadline: Deadline) -> Prepared:
         check_task(task.name, model, "context.model")
@@ -80,3 +74,11 @@ class TaskPreparation:
                 "send fewer a request",
             )
         return Prepared(model, plan, tokens)
+
+
+async def _in_the_tasks_words(finding: Awaitable[ServedModel]) -> ServedModel:
+    """The model; what is wrong with its name is named as a task names it."""
+    try:
+        return await finding
+    except TreadleError as error:
+        raise renamed(error, lambda field: field.replace("generation.", "context.", 1)) from error
