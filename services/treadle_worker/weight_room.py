@@ -15,7 +15,7 @@ from treadle_worker.device_memory import free_bytes
 def check_room(
     folder: Path, dtype: str, device: torch.device, *, quantization: Quantization, kernels: Kernels
 ) -> None:
-    """Raises MemoryError, with figures and the way out, where they do not; and what `read_any_config` raises."""
+    """Raises MemoryError, with figures and the way out, where they do not; what `read_any_config` raises."""
     config = read_any_config(folder)
     # What is stored as MXFP4 becomes floats.
     quantization = quantization or (config.quantization if config.quantization != "mxfp4" else "")
