@@ -33,7 +33,7 @@ class Cursor:
     def encode(self, request: RequestKeys) -> str:
         """The opaque string."""
         body = _BODY.pack(_VERSION, *self.last, self.next_index)
-        return base64.urlsafe_b64encode(body + _digest(body, request)).rstrip(b"=").decode()
+        return _text(body + _digest(body, request))
 
     @classmethod
     def decode(cls, text: str, request: RequestKeys) -> Cursor:
@@ -50,10 +50,15 @@ class Cursor:
         except binascii.Error as error:
             raise _not_a_cursor() from error
         body, digest = data[: _BODY.size], data[_BODY.size :]
-        if body[:1] != bytes([_VERSION]) or digest != _digest(body, request):
+        # The library reads "+" and "/" as well as the letters that stand for them here.
+        if _text(data) != text or body[:1] != bytes([_VERSION]) or digest != _digest(body, request):
             raise _not_a_cursor()
         _, epoch, number, next_index = _BODY.unpack(body)
         return cls(EntryId(epoch, number), next_index)
+
+
+def _text(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _digest(body: bytes, request: RequestKeys) -> bytes:

@@ -94,9 +94,9 @@ class WorkerMetrics:
             "engine_turn_waited_seconds", "In which the engine had work and another one had the device."
         )
         self.task_inputs = counter(
-            "task_inputs", "Texts, or pairs of them, that were computed for a task.", "task"
+            "engine_task_inputs", "Texts, or pairs of them, that were computed for a task.", "task"
         )
-        self.task_tokens = counter("task_tokens", "Tokens of those texts.", "task")
+        self.task_tokens = counter("engine_task_tokens", "Tokens of those texts.", "task")
         self.queue_time = histogram(
             "request_queue_time_seconds",
             "From a request's arrival in its lane to its first step in an engine; takeovers are left out.",

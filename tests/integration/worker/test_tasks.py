@@ -75,8 +75,8 @@ async def test_a_task_is_one_entry_and_leaves_its_lane(
         await blocking.aclose()
         assert news.entry == (await read_log(redis, key("t1"))).entries[-1]
         tokens = sum(len(item.token_ids) for item in asked.inputs)
-        assert one.counted("task_inputs_total", task="score") == 3
-        assert one.counted("task_tokens_total", task="score") == tokens
+        assert one.counted("engine_task_inputs_total", task="score") == 3
+        assert one.counted("engine_task_tokens_total", task="score") == tokens
         assert one.counted("request_queue_time_seconds_count") == 1
         assert one.counted("request_ends_total", outcome="finished") == 1
 
@@ -95,7 +95,7 @@ async def test_tasks_beside_generations_are_each_as_they_are_alone(
         print("at once:", one.engine.most_at_once)
         assert one.engine.most_at_once > 1
         assert (len(one.engine.asked), len(one.engine.added)) == (40, 20)
-        assert one.counted("task_inputs_total", task="score") == 120
+        assert one.counted("engine_task_inputs_total", task="score") == 120
 
 
 async def test_what_the_engine_gives_up_fails_alone(bench, ask_task, outcome, lanes_empty):
@@ -139,7 +139,7 @@ async def test_what_the_engine_cannot_do_is_said_with_what_it_can(bench, ask, as
             ("embed", "mean", True, 3),
             ("rank", "cls", False, 0),
         ]
-        assert one.counted("task_inputs_total", task="rerank") == 2
+        assert one.counted("engine_task_inputs_total", task="rerank") == 2
 
 
 BAD = {

@@ -37,6 +37,13 @@ def test_a_mangled_cursor_is_refused(cursor, place, letter):
             Cursor.decode(mangled, REQUEST)
 
 
+def test_the_other_alphabet_is_refused():
+    mangled = Cursor(EntryId(1, 19), 2067).encode(REQUEST).replace("-", "+").replace("_", "/")
+    assert "+" in mangled or "/" in mangled
+    with pytest.raises(InvalidArgument):
+        Cursor.decode(mangled, REQUEST)
+
+
 @given(st.text(min_size=1))
 def test_no_other_text_is_a_cursor(text):
     with pytest.raises(InvalidArgument) as caught:

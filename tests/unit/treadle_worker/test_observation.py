@@ -95,8 +95,8 @@ async def test_a_task_has_a_span_and_is_counted_by_its_name(watched, operation, 
     assert not {name for name in said if "output" in name or "finish" in name}
     assert [event.name for event in span.events] == ["scheduled", "preemption"]
     task = {"embeddings": "embed"}.get(operation, operation)
-    assert watched.counted("task_inputs_total", task=task) == 2
-    assert watched.counted("task_tokens_total", task=task) == 5
+    assert watched.counted("engine_task_inputs_total", task=task) == 2
+    assert watched.counted("engine_task_tokens_total", task=task) == 5
     assert watched.counted("request_queue_time_seconds_count") == 1
     assert watched.counted("request_ends_total", outcome="finished") == 1
 
@@ -107,7 +107,7 @@ async def test_tasks_that_fail_count_no_texts(watched):
         watched.observation.answered(request, TaskOutput(request_id=request.engine_id, error="no"))
         request.fail(error)
         watched.observation.let_go(request, Appended.WRITTEN)
-    assert watched.counted("task_inputs_total", task="score") == 0
+    assert watched.counted("engine_task_inputs_total", task="score") == 0
     assert watched.counted("request_ends_total", outcome="failed") == 1
     assert watched.counted("request_ends_total", outcome="cancelled") == 1
     errors = [span.attributes.get("error.type") for span in watched.spans()]
