@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +30,9 @@ from treadle_worker.engine_protocol import (
 
 NOT_FINITE = "the model's numbers are not finite"
 SHARED_S = 1.0
-"""So long after another engine had the device, steps are still kept short."""
+"""So long after the device went from one engine to another, steps are still kept short."""
+FIRST_SHARED_TOKENS = 64.0
+"""Of a step that is to be kept short before it is known what a token takes."""
 _NEWEST = 0.2
 """Weight of the last step in what a token is expected to take."""
 
@@ -127,7 +130,7 @@ class EncoderEngine:
         self._outputs: list[SequenceOutput] = []
         self._task_outputs: list[TaskOutput] = []
         """Both not delivered yet."""
-        self._yielded_at: float | None = None
+        self._shared_until = -math.inf
         self._token_s = 0.0
         """What a token of the budget takes; 0: not known yet."""
         self._num_steps = 0
@@ -206,9 +209,12 @@ class EncoderEngine:
         if self._running.pop(request_id, None) is not None:
             self.former.abort(request_id)
 
-    def yielded(self) -> None:
-        """Another engine has the device now, and will want it again: steps are kept short for a while."""
-        self._yielded_at = self._clock()
+    def shares_device(self) -> None:
+        """Another engine had the device until now, or is about to: steps are kept short for a while.
+
+        Both count: where the other one's turn took longer than that while, its next one is still wanted.
+        """
+        self._shared_until = self._clock() + SHARED_S
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it completed and what was decided since the last step."""
@@ -239,10 +245,9 @@ class EncoderEngine:
 
     def _budget(self, now: float) -> float | None:
         """What the step may take of the budget; None: all of it."""
-        is_shared = self._yielded_at is not None and now - self._yielded_at < SHARED_S
-        if not (is_shared and self._token_s and self._max_shared_step_s):
+        if not self._max_shared_step_s or now >= self._shared_until:
             return None
-        return max(1.0, self._max_shared_step_s / self._token_s)
+        return max(1.0, self._max_shared_step_s / self._token_s) if self._token_s else FIRST_SHARED_TOKENS
 
     def _learn(self, cost: float, took_s: float) -> None:
         token_s = took_s / cost

@@ -205,8 +205,8 @@ class Engine:
             outputs=outputs, task_outputs=task_outputs, stats=self.stats(), scheduled_at=self._clock()
         )
 
-    def yielded(self) -> None:
-        """Another engine has the device: steps are bounded by `max_inter_token_ms` in any case."""
+    def shares_device(self) -> None:
+        """Changes nothing: steps are bounded by `max_inter_token_ms` in any case."""
 
     def close(self) -> None:
         """Drops every request, and gives back the memory of model and cache; takes nothing after."""
