@@ -11,7 +11,7 @@ from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2
 from treadle.errors import Cancelled
-from treadle.queue import control, dirty, keys
+from treadle.queue import control, dirty, keys, lanes
 from treadle.queue.connection import connect_blocking
 from treadle.queue.epochs import take
 from treadle.queue.keys import RequestKeys
@@ -256,6 +256,30 @@ async def test_an_engine_that_dies_is_replaced_and_its_tasks_are_computed_again(
         assert len(one.engine.asked) == 6
         assert one.counted("request_ends_total", outcome="handed_back") == 6
         assert one.counted("request_queue_time_seconds_count") == 6, "takeovers are left out"
+
+
+async def test_an_engine_that_died_wants_no_turn_while_its_tasks_are_handed_back(
+    bench, ask_task, outcome, computing, monkeypatch
+):
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    hand_back = lanes.hand_back
+
+    async def slow(*arguments):
+        begun.set()
+        await goes_on.wait()
+        return await hand_back(*arguments)
+
+    monkeypatch.setattr(lanes, "hand_back", slow)
+    async with bench(step_s=0.02) as one:
+        run = one.worker.hosts[0].running
+        data = await ask_task("t", 30, disconnect_mode=generation_pb2.DISCONNECT_MODE_DETACH)
+        await computing(one)
+        assert run.seat.wants
+        one.engine.die()
+        await asyncio.wait_for(begun.wait(), 10)
+        assert not run.seat.wants
+        goes_on.set()
+        assert (await outcome("t")).terminal.task_result.data == data
 
 
 async def test_what_a_drain_cannot_finish_goes_to_another_worker(
