@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from treadle.models.encoder_config import EncoderConfig
 from treadle_worker.admission import check_task
 from treadle_worker.batch_former import BatchFormer, Text
+from treadle_worker.device_sharing import DeviceSharing
 from treadle_worker.engine_protocol import (
     AddRequest,
     AddTask,
@@ -29,8 +29,6 @@ from treadle_worker.engine_protocol import (
 )
 
 NOT_FINITE = "the model's numbers are not finite"
-SHARED_S = 1.0
-"""So long after the device went from one engine to another, steps are still kept short."""
 FIRST_SHARED_TOKENS = 64.0
 """Of a step that is to be kept short before it is known what a token takes."""
 _NEWEST = 0.2
@@ -130,7 +128,7 @@ class EncoderEngine:
         self._outputs: list[SequenceOutput] = []
         self._task_outputs: list[TaskOutput] = []
         """Both not delivered yet."""
-        self._shared_until = -math.inf
+        self._sharing = DeviceSharing(clock)
         self._token_s = 0.0
         """What a token of the budget takes; 0: not known yet."""
         self._num_steps = 0
@@ -210,16 +208,13 @@ class EncoderEngine:
             self.former.abort(request_id)
 
     def shares_device(self) -> None:
-        """Another engine had the device until now, or is about to: steps are kept short for a while.
-
-        Both count: where the other one's turn took longer than that while, its next one is still wanted.
-        """
-        self._shared_until = self._clock() + SHARED_S
+        """Another engine had the device until now, or is about to: steps are kept short for a while."""
+        self._sharing.handed_over()
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it completed and what was decided since the last step."""
         started = self._clock()
-        texts = self.former.form(self._budget(started))
+        texts = self.former.form(self._budget())
         admitted = self._begin(texts)
         if texts:
             self._num_steps += 1
@@ -243,9 +238,9 @@ class EncoderEngine:
             admitted=admitted,
         )
 
-    def _budget(self, now: float) -> float | None:
+    def _budget(self) -> float | None:
         """What the step may take of the budget; None: all of it."""
-        if not self._max_shared_step_s or now >= self._shared_until:
+        if not (self._max_shared_step_s and self._sharing.is_shared):
             return None
         return max(1.0, self._max_shared_step_s / self._token_s) if self._token_s else FIRST_SHARED_TOKENS
 
