@@ -337,6 +337,22 @@ async def test_an_encoder_is_given_tokens_for_some_steps_and_the_rest_waits(
         assert min(shares) > 0
 
 
+async def test_a_large_task_does_not_keep_small_ones_in_their_lanes(
+    redis, bench, ask_task, outcome, computing
+):
+    async with bench(engine=ENCODER, max_claimed_tokens=200, step_s=0.05) as one:
+        large = {"inputs": [{"token_ids": [SLOW, *[7] * 1_000]}], "embed": {"pooling": "mean"}}
+        await ask_task("large", work=large)
+        await computing(one)
+        for number in range(3):
+            small = {"inputs": [{"token_ids": [1, number]}], "embed": {"pooling": "mean"}}
+            await ask_task(f"small{number}", work=small)
+            assert (await outcome(f"small{number}", 5)).terminal.HasField("task_result")
+        assert one.engine.active == 1
+        assert len(one.engine.asked) == 4
+        await control.cancel(redis, key("large"), to_status(Cancelled("asked")))
+
+
 async def test_keys_of_a_task_live_as_long_as_it_is_computed(redis, bench, ask_task, computing, monkeypatch):
     monkeypatch.setattr("treadle_worker.lapses.RENEW_S", 0.0)
     async with bench(step_s=0.05, lease_s=1.5) as one:
