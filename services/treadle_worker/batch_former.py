@@ -8,8 +8,11 @@ text by no more than what was begun.
 
 Texts of near length are put together, since those of equal length attend to themselves without padding or
 mask. They are chosen from a window of the texts that come next by tag. The first of them is always in the
-step, and what was left out MAX_SKIPS times is chosen before all others: each step brings a text nearer to the
-window's front, and nobody starves.
+step, and what was left out MAX_SKIPS times is chosen before all others.
+
+Tags alone would let a task starve: as long as new ones come as fast as they are computed, all of them begin
+before its next text. So every ELDEST_STEPS-th step begins with a text of the task that came first, whatever
+its tag is: each task comes first some time, and is then computed in a bounded number of steps.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 WINDOW_STEPS = 4
 """Steps' worth of texts to choose from."""
 MAX_SKIPS = 2 * WINDOW_STEPS
+ELDEST_STEPS = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -73,7 +77,9 @@ class _Queue:
     """By tag."""
     window_cost: float = 0.0
     virtual_time: float = 0.0
-    """The tag of the text that was first in the last step."""
+    """The lowest tag of the texts that waited for the last step."""
+    num_steps: int = 0
+    """That began with a text from here."""
 
     def fill(self, cost: float) -> None:
         """Draws texts until so much is in the window; those that come before its last one in any case."""
@@ -95,13 +101,32 @@ class _Queue:
         if head.cost > budget and not is_first:
             return []
         self.virtual_time = head.tag
+        self.num_steps += is_first
+        if is_first and self.num_steps % ELDEST_STEPS == 0:
+            head = self._eldest()
         chosen, left = [head], budget - head.cost
-        for text in sorted(self.window[1:], key=lambda text: _distance(text, head)):
+        others = [text for text in self.window if text is not head]
+        for text in sorted(others, key=lambda text: _distance(text, head)):
             if text.cost <= left:
                 chosen.append(text)
                 left -= text.cost
         self._remove(chosen)
         return chosen
+
+    def _eldest(self) -> Text:
+        """The next text of the task that came first, from the window or into it."""
+        arrival, place = min(((entry[1], place) for place, entry in enumerate(self.tasks)), default=(0, -1))
+        drawn = min(self.window, key=lambda text: (text.order, text.tag))
+        if place < 0 or drawn.order <= arrival:
+            return drawn
+        task = self.tasks[place][2]
+        text = task.draw()
+        self.window.append(text)
+        del self.tasks[place]
+        if task.next is not None:
+            self.tasks.append((task.tag, arrival, task))
+        heapq.heapify(self.tasks)
+        return text
 
     def _remove(self, chosen: Sequence[Text]) -> None:
         taken = {id(text) for text in chosen}

@@ -57,9 +57,9 @@ class EngineConfig(BaseSettings):
     """Token budget of an encoder's step; attention within long texts counts as more tokens. A text that alone
     takes more is a step of its own."""
     max_inter_token_ms: float = Field(default=200.0, ge=0)
-    """What a step may take where somebody waits for the next token: prompts get what is left of it, by what
-    steps took before, and at least 16 tokens. An encoder's step takes half of it at most while another engine
-    uses the device. 0: no such bound."""
+    """What a step may take where somebody waits for the next token, or another engine for the device: prompts
+    get what is left of it, by what steps took before, and at least 16 tokens. An encoder's step takes half of
+    it at most while another engine uses the device. 0: no such bound."""
     max_model_len: int | None = Field(default=None, ge=2)
     """Prompt and answer together; unset: the model's context."""
     enable_prefix_caching: bool = True

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from treadle.models.encoder_config import EncoderConfig
 from treadle_worker.admission import check_task
 from treadle_worker.batch_former import BatchFormer, Text
+from treadle_worker.device_sharing import DeviceSharing
 from treadle_worker.engine_protocol import (
     AddRequest,
     AddTask,
@@ -28,8 +29,8 @@ from treadle_worker.engine_protocol import (
 )
 
 NOT_FINITE = "the model's numbers are not finite"
-SHARED_S = 1.0
-"""So long after another engine had the device, steps are still kept short."""
+FIRST_SHARED_TOKENS = 64.0
+"""Of a step that is to be kept short before it is known what a token takes."""
 _NEWEST = 0.2
 """Weight of the last step in what a token is expected to take."""
 
@@ -127,7 +128,7 @@ class EncoderEngine:
         self._outputs: list[SequenceOutput] = []
         self._task_outputs: list[TaskOutput] = []
         """Both not delivered yet."""
-        self._yielded_at: float | None = None
+        self._sharing = DeviceSharing(clock)
         self._token_s = 0.0
         """What a token of the budget takes; 0: not known yet."""
         self._num_steps = 0
@@ -206,14 +207,14 @@ class EncoderEngine:
         if self._running.pop(request_id, None) is not None:
             self.former.abort(request_id)
 
-    def yielded(self) -> None:
-        """Another engine has the device now, and will want it again: steps are kept short for a while."""
-        self._yielded_at = self._clock()
+    def shares_device(self) -> None:
+        """Another engine had the device until now, or is about to: steps are kept short for a while."""
+        self._sharing.handed_over()
 
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it completed and what was decided since the last step."""
         started = self._clock()
-        texts = self.former.form(self._budget(started))
+        texts = self.former.form(self._budget())
         admitted = self._begin(texts)
         if texts:
             self._num_steps += 1
@@ -237,12 +238,11 @@ class EncoderEngine:
             admitted=admitted,
         )
 
-    def _budget(self, now: float) -> float | None:
+    def _budget(self) -> float | None:
         """What the step may take of the budget; None: all of it."""
-        is_shared = self._yielded_at is not None and now - self._yielded_at < SHARED_S
-        if not (is_shared and self._token_s and self._max_shared_step_s):
+        if not (self._max_shared_step_s and self._sharing.is_shared):
             return None
-        return max(1.0, self._max_shared_step_s / self._token_s)
+        return max(1.0, self._max_shared_step_s / self._token_s) if self._token_s else FIRST_SHARED_TOKENS
 
     def _learn(self, cost: float, took_s: float) -> None:
         token_s = took_s / cost

@@ -79,12 +79,14 @@ def _embeddings(
 
 def _classes(logits_NL: Tensor, works: Sequence[TextWork]) -> list[Result | None]:
     results: list[Result | None] = [None] * len(works)
+    # A softmax or sigmoid makes sound numbers of infinite ones.
+    sound_N = torch.isfinite(logits_NL).all(-1).tolist()
     for activation, places in _groups([work.task.activation for work in works]):
         values_nL = logits_NL[places]
         if activation:
             values_nL = values_nL.softmax(-1) if activation == "softmax" else _sigmoid(values_nL)
         _put(results, places, values_nL)
-    return results
+    return [result if is_sound else None for result, is_sound in zip(results, sound_N, strict=True)]
 
 
 def _sigmoid(x: Tensor) -> Tensor:
@@ -100,17 +102,20 @@ def _tags(logits_TL: Tensor, lengths: tuple[int, ...]) -> list[Result | None]:
     sound_T = torch.isfinite(logits_TL).all(-1).cpu().numpy()
     ends = np.cumsum(lengths)
     return [
-        tags_T[end - length : end] if sound_T[end - length : end].all() else None
+        tags_T[end - length : end].copy() if sound_T[end - length : end].all() else None
         for length, end in zip(lengths, ends, strict=True)
     ]
 
 
 def _put(results: list[Result | None], places: Sequence[int], values_nX: Tensor) -> None:
-    """Puts each row into its place, unless it is not finite."""
+    """Puts each row into its place, unless it is not finite.
+
+    A copy, since a task may wait for its other texts for long: a view would hold the rows of all.
+    """
     sound_n = torch.isfinite(values_nX).all(-1).cpu().numpy()
     rows_nX = values_nX.cpu().numpy().astype("<f4", copy=False)
     for place, row, is_sound in zip(places, rows_nX, sound_n, strict=True):
-        results[place] = row if is_sound else None
+        results[place] = row.copy() if is_sound else None
 
 
 def _groups(keys: Sequence[_Key]) -> list[tuple[_Key, list[int]]]:

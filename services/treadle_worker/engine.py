@@ -13,6 +13,7 @@ import torch
 
 from treadle_worker.admission import check_request, check_task
 from treadle_worker.batch import ScheduledChunk
+from treadle_worker.device_sharing import DeviceSharing
 from treadle_worker.engine_protocol import (
     AddRequest,
     AddTask,
@@ -83,6 +84,7 @@ class Engine:
         self._undelivered: list[SequenceOutput] = []
         self._task_outputs: list[TaskOutput] = []
         """Not delivered yet."""
+        self._sharing = DeviceSharing(clock)
         self._arrivals = count()
         self._scores = ScoreTasks(scheduler, self._arrivals)
         self._num_steps = 0
@@ -173,7 +175,7 @@ class Engine:
     def step(self) -> StepOutputs:
         """Computes one batch, and returns what it made and what was decided since the last step."""
         scheduled_at = self._clock()
-        scheduled = self.scheduler.schedule()
+        scheduled = self.scheduler.schedule(is_shared=self._sharing.is_shared)
         outputs, self._undelivered = self._undelivered, []
         admitted = [
             sequence.request_id
@@ -205,8 +207,10 @@ class Engine:
             outputs=outputs, task_outputs=task_outputs, stats=self.stats(), scheduled_at=self._clock()
         )
 
-    def yielded(self) -> None:
-        """Another engine has the device: steps are bounded by `max_inter_token_ms` in any case."""
+    def shares_device(self) -> None:
+        """Another engine had the device until now, or is about to: for a while steps with prompts alone are
+        kept as short as those with decodes."""
+        self._sharing.handed_over()
 
     def close(self) -> None:
         """Drops every request, and gives back the memory of model and cache; takes nothing after."""

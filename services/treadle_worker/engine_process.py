@@ -71,8 +71,8 @@ class Engine(Protocol):
         """Drops a request or a task, if it is there."""
         ...
 
-    def yielded(self) -> None:
-        """Another engine wants the device, and has it now."""
+    def shares_device(self) -> None:
+        """Another engine uses the device, too: it had it until now, or is about to."""
         ...
 
     def step(self) -> StepOutputs:
@@ -131,8 +131,8 @@ def serve(frames: FrameSocket) -> None:
                     return
                 if isinstance(command, Turn):
                     has_turn = command.granted
+                    engine.shares_device()
                     if not has_turn:
-                        engine.yielded()
                         _send(frames, TurnOver())
                 else:
                     _apply(engine, command)

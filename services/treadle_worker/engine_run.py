@@ -169,6 +169,8 @@ class EngineRun:
         except* Unavailable as errors:
             ended = errors.exceptions[0]
         finally:
+            # It is given the turn no more, however long Redis takes now.
+            self.seat.set_wants(False)
             self._metrics.turns(self.seat.used_s, self.seat.waited_s)
             await self._hand_back()
         raise ended

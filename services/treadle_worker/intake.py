@@ -25,6 +25,8 @@ CHUNK = 4
 """Requests in one read: a burst is shared with the other workers that read meanwhile."""
 MAX_TASKS = 256
 """Requests held at once for an engine that does not generate: enough short ones for several steps."""
+TASK_SHARE = 8
+"""One task counts as this part of the tokens held for such an engine at most, however many it has."""
 SWEEP_S = 2.0
 """Between two looks for entries of the dead, for strays, and at the backlog."""
 STRAY_MS = 5_000
@@ -37,7 +39,8 @@ class Capacity:
 
     An engine that does not generate keeps nothing of a request but its tokens, and computes as many of them a
     step as it likes: it is given so many tokens that a few steps are never short of them. The rest waits in
-    the lanes, where any worker finds it.
+    the lanes, where any worker finds it. A large task counts as a part of them: the engine divides its steps
+    fairly among tasks, but only among those that it was given.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class Capacity:
             held_tokens = [min(one.num_tokens, longest) for one in self._table]
             used = sum(math.ceil((tokens + 1) / self._ready.block_size) for tokens in held_tokens)
         else:
-            room, used = self._max_claimed_tokens, max(1, sum(one.num_tokens for one in self._table))
+            room = self._max_claimed_tokens
+            most = max(1, room // TASK_SHARE)
+            used = max(1, sum(min(one.num_tokens, most) for one in self._table))
         return max(0, min(slots, (room - used) * held // used))
 
 

@@ -1,11 +1,11 @@
 """Which tokens the next step computes: one budget for prefill chunks and decodes, over plain integers.
 
 Decodes come first, so that a long prompt never stops the tokens of others. What is left of the budget goes
-to prompts, by rank: higher priority, then earlier arrival; where others decode, no more than fits into
-`max_inter_token_ms` by what steps took so far (step_time.py). A prompt that does not fit goes on in the next
-step; of texts that are scored, a step takes no more than have `max_score_rows` rows of logits. Last, while
-the step is small, decodes get drafts to check; a draft takes nothing from anybody: only what is left of the
-budget and of the blocks.
+to prompts, by rank: higher priority, then earlier arrival; where others decode, or another engine waits for
+the device, no more than fits into `max_inter_token_ms` by what steps took so far (step_time.py). A prompt
+that does not fit goes on in the next step; of texts that are scored, a step takes no more than have
+`max_score_rows` rows of logits. Last, while the step is small, decodes get drafts to check; a draft takes
+nothing from anybody: only what is left of the budget and of the blocks.
 
 When blocks run out, the sequence of the worst rank is preempted: its blocks are freed, and its tokens are
 computed anew when there is room again.
@@ -94,7 +94,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_inter_token_ms = max_inter_token_ms
-        """What a step with decodes should take at most; 0: whatever its budget takes."""
+        """What a step with decodes, or on a shared device, should take at most; 0: whatever its budget
+        takes."""
         self.max_score_rows = max_score_rows
         """Rows of logits of scored texts in one step; those that lack a single token come on top."""
         self.step_time = StepTime()
@@ -150,11 +151,14 @@ class Scheduler:
             self._waiting = [entry for entry in self._waiting if not entry[1].is_finished]
             heapq.heapify(self._waiting)
 
-    def schedule(self) -> SchedulerOutput:
-        """Chooses the next step's tokens, and gives each sequence the blocks that they need."""
+    def schedule(self, *, is_shared: bool = False) -> SchedulerOutput:
+        """Chooses the next step's tokens, and gives each sequence the blocks that they need.
+
+        `is_shared`: another engine uses the device, too.
+        """
         output = SchedulerOutput()
         started = self._schedule_decodes(output)
-        self._schedule_prefills(output, started)
+        self._schedule_prefills(output, started, is_shared=is_shared)
         self._schedule_drafts(output)
         return output
 
@@ -194,12 +198,14 @@ class Scheduler:
         self.block_manager.append(sequence)
         return True
 
-    def _schedule_prefills(self, output: SchedulerOutput, started: list[Sequence]) -> None:
+    def _schedule_prefills(
+        self, output: SchedulerOutput, started: list[Sequence], *, is_shared: bool
+    ) -> None:
         """Gives what is left of the budget to running and waiting prompts by rank."""
         started.reverse()
         limit = (
             PrefillLimit(self.step_time, self.max_inter_token_ms)
-            if self.max_inter_token_ms and output.num_scheduled_tokens
+            if self.max_inter_token_ms and (output.num_scheduled_tokens or is_shared)
             else None
         )
         blocked = False  # nobody overtakes a waiting sequence that has no room

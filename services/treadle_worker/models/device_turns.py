@@ -24,7 +24,8 @@ Say = Callable[[bool], None]
 """Grants the turn to an engine (True), or takes it away: then it says TurnOver, after its step."""
 
 QUANTUM_S = 0.05
-"""How long an engine keeps the turn while another waits, but for the step that it is in."""
+"""How long an engine keeps the turn while another waits, but for the step that it is in, or until it has what
+it is due; less in a kind with less than half."""
 _SHORTEST_S = 0.001
 """Between two looks who is due."""
 DEFAULT_TASK_SHARE = 0.5
@@ -184,7 +185,7 @@ class DeviceTurns:
         elif not holder.wants:
             self._take()
         elif self._timer is None:
-            self._look_at(self._granted_at + self._quantum_s)
+            self._look_at(self._granted_at + self._quantum_of(holder))
 
     def _quantum_over(self) -> None:
         self._timer = None
@@ -193,10 +194,14 @@ class DeviceTurns:
         if holder is None or self._is_taken:
             return
         if self._due() is holder:
-            left_s = max(_SHORTEST_S, min(self._quantum_s, self._until_due(holder)))
+            left_s = max(_SHORTEST_S, min(self._quantum_of(holder), self._until_due(holder)))
             self._look_at(self._clock.time() + left_s)
         else:
             self._take()
+
+    def _quantum_of(self, holder: Seat) -> float:
+        """Shorter for a kind with less than half: the other kind's turns grow with it, by their share."""
+        return self._quantum_s * min(1.0, 2 * self._groups[holder.kind].share)
 
     def _look_at(self, when: float) -> None:
         self._timer = self._clock.call_at(when, self._quantum_over)

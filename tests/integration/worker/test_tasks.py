@@ -11,7 +11,7 @@ from waiting import until
 
 from treadle.api.inference.v1 import generation_pb2
 from treadle.errors import Cancelled
-from treadle.queue import control, dirty, keys
+from treadle.queue import control, dirty, keys, lanes
 from treadle.queue.connection import connect_blocking
 from treadle.queue.epochs import take
 from treadle.queue.keys import RequestKeys
@@ -258,6 +258,30 @@ async def test_an_engine_that_dies_is_replaced_and_its_tasks_are_computed_again(
         assert one.counted("request_queue_time_seconds_count") == 6, "takeovers are left out"
 
 
+async def test_an_engine_that_died_wants_no_turn_while_its_tasks_are_handed_back(
+    bench, ask_task, outcome, computing, monkeypatch
+):
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+    hand_back = lanes.hand_back
+
+    async def slow(*arguments):
+        begun.set()
+        await goes_on.wait()
+        return await hand_back(*arguments)
+
+    monkeypatch.setattr(lanes, "hand_back", slow)
+    async with bench(step_s=0.02) as one:
+        run = one.worker.hosts[0].running
+        data = await ask_task("t", 30, disconnect_mode=generation_pb2.DISCONNECT_MODE_DETACH)
+        await computing(one)
+        assert run.seat.wants
+        one.engine.die()
+        await asyncio.wait_for(begun.wait(), 10)
+        assert not run.seat.wants
+        goes_on.set()
+        assert (await outcome("t")).terminal.task_result.data == data
+
+
 async def test_what_a_drain_cannot_finish_goes_to_another_worker(
     bench, ask_task, outcome, computing, lanes_empty
 ):
@@ -311,6 +335,22 @@ async def test_an_encoder_is_given_tokens_for_some_steps_and_the_rest_waits(
         assert sum(shares) == 60
         assert 100 < max(held) <= 200
         assert min(shares) > 0
+
+
+async def test_a_large_task_does_not_keep_small_ones_in_their_lanes(
+    redis, bench, ask_task, outcome, computing
+):
+    async with bench(engine=ENCODER, max_claimed_tokens=200, step_s=0.05) as one:
+        large = {"inputs": [{"token_ids": [SLOW, *[7] * 1_000]}], "embed": {"pooling": "mean"}}
+        await ask_task("large", work=large)
+        await computing(one)
+        for number in range(3):
+            small = {"inputs": [{"token_ids": [1, number]}], "embed": {"pooling": "mean"}}
+            await ask_task(f"small{number}", work=small)
+            assert (await outcome(f"small{number}", 5)).terminal.HasField("task_result")
+        assert one.engine.active == 1
+        assert len(one.engine.asked) == 4
+        await control.cancel(redis, key("large"), to_status(Cancelled("asked")))
 
 
 async def test_keys_of_a_task_live_as_long_as_it_is_computed(redis, bench, ask_task, computing, monkeypatch):

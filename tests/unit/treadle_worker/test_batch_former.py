@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treadle_worker.batch_former import MAX_SKIPS, WINDOW_STEPS, BatchFormer, Text
+from treadle_worker.batch_former import ELDEST_STEPS, MAX_SKIPS, WINDOW_STEPS, BatchFormer, Text
 
 BUDGET = 64
 LONG = 128.0
@@ -109,8 +109,11 @@ def test_the_head_of_the_line_is_always_in_the_batch(tasks):
         queue.fill(WINDOW_STEPS * BUDGET)
         head = min(queue.window)
         assert all(head.tag <= tag for tag, _, _ in queue.tasks)
-        assert head in batches.form()
         steps += 1
+        batch = batches.form()
+        assert head in batch or steps % ELDEST_STEPS == 0
+        eldest = min([head.order, *(text.order for text in queue.window), *(a for _, a, _ in queue.tasks)])
+        assert steps % ELDEST_STEPS or any(text.order <= eldest for text in batch)
     assert steps
 
 
@@ -175,6 +178,27 @@ def test_a_text_of_another_length_is_not_left_out_for_ever(rng):
         steps += 1
     print(f"the long one came after {steps} steps")
     assert steps <= MAX_SKIPS + 2
+
+
+@pytest.mark.parametrize("budget", [None, 64.0])
+def test_new_small_tasks_without_an_end_starve_nobody(rng, budget):
+    """As many clients as fill every step ask again as soon as they are answered."""
+    batches = former(256)
+    batches.add("large", [60, 200] * 20)
+    waiting: set[str] = set()
+    steps = asked = got = 0
+    while got < 40:
+        while len(waiting) < 60:
+            batches.add(str(asked), [rng.randint(5, 20)])
+            waiting.add(str(asked))
+            asked += 1
+        for text in batches.form(budget):
+            waiting.discard(text.task_id)
+            got += text.task_id == "large"
+        steps += 1
+        assert steps <= 40 * ELDEST_STEPS
+    print(f"the large task's 40 texts took {steps} steps beside {asked - len(waiting)} small tasks")
+    assert asked > 200
 
 
 def test_a_text_larger_than_the_budget_goes_alone():

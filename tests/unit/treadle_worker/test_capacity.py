@@ -46,7 +46,8 @@ def test_a_decoder_has_room_by_seats_and_blocks(tokens, free):
         ((100,), 9),
         ((100,) * 9, 1),
         ((100,) * 10, 0),
-        ((4000,), 0),
+        ((4000,), 7),
+        ((4000,) * 8, 0),
         ((1,) * MAX_TASKS, 0),
     ],
 )

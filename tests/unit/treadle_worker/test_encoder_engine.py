@@ -277,12 +277,32 @@ def test_steps_are_short_while_the_device_is_shared(rng):
         return sum(len(work.text.token_ids) for work in runner.batches[-1])
 
     assert tokens() > 900, "alone it takes its whole budget"
-    engine.yielded()
+    engine.shares_device()
     shared = [tokens() for _ in range(5)]
     print(f"steps of {shared} tokens at a millisecond each")
     assert all(50 < count <= 100 for count in shared)
     clock.now += 1.0
     assert tokens() > 900
+    engine.shares_device()
+    clock.now += 60.0
+    engine.shares_device()
+    assert tokens() <= 100, "given the turn after a long one of another's"
+
+
+def test_the_very_first_step_is_short_where_the_device_is_shared(rng):
+    clock = Clock()
+    runner = MockRunner(clock, token_s=0.001)
+    engine = make_engine(runner, budget=1_000, clock=clock, max_shared_step_ms=100.0)
+    engine.add_task(task("long", texts(rng, 2_000)))
+    engine.shares_device()
+    began = clock.now
+    for _ in range(3):
+        engine.step()
+    sizes = [sum(len(work.text.token_ids) for work in batch) for batch in runner.batches]
+    print(f"the first steps took {sizes} tokens of 1000")
+    assert 1 <= sizes[0] <= 64
+    assert clock.now - began <= 0.3
+    assert sizes[1] > 50
 
 
 def test_closing_gives_everything_back(rng):

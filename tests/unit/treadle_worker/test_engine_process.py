@@ -40,7 +40,7 @@ class MockEngine:
 
     def __init__(self) -> None:
         self.commands: list[str] = []
-        self.num_yields = 0
+        self.num_shared = 0
         self.left = 0
         self.closed = False
 
@@ -72,8 +72,8 @@ class MockEngine:
             tasks=["score"],
         )
 
-    def yielded(self) -> None:
-        self.num_yields += 1
+    def shares_device(self) -> None:
+        self.num_shared += 1
 
     def report(self) -> StepOutputs:
         return StepOutputs(outputs=[], stats=EngineStats(num_commands=len(self.commands)))
@@ -161,13 +161,14 @@ def test_without_the_turn_it_takes_commands_and_makes_no_step(served, engine):
     over, report = events(frames, 2)
     assert isinstance(over, TurnOver)
     assert report.stats == EngineStats(num_commands=1)
-    assert engine.num_yields == 1
+    assert engine.num_shared == 1
     say(frames, AbortRequest(request_id="waits"), add("next"))
     assert events(frames, 1)[0].stats.num_commands == 3
     assert engine.left == 5
     say(frames, Turn(granted=True))
     steps = events(frames, 5)
     assert [event.stats.num_steps for event in steps] == [1, 2, 3, 4, 5]
+    assert engine.num_shared == 2, "whoever is given the turn knows that another one had it"
     say(frames, Turn(granted=False), Turn(granted=True), Turn(granted=False))
     assert events(frames, 2) == [TurnOver(), TurnOver()]
     assert engine.left == 0

@@ -180,6 +180,24 @@ def test_alone_a_prompt_has_the_whole_budget():
     assert MIN_CHUNK <= sizes[3][1] < 100
 
 
+def test_alone_on_a_shared_device_a_prompt_is_computed_in_short_steps():
+    """Another engine waits for their end; and it gets as long a turn after it, for which the first token's
+    successor waits."""
+    engine, runner = timed(Machine(), 50.0)
+    engine.shares_device()
+    engine.add_request(request("first", prompt(2100, 0), max_new_tokens=1))
+    took = []
+    while engine.has_work:
+        began = runner.now
+        engine.step()
+        engine.shares_device()
+        took.append((runner.now - began) * 1000)
+    print(f"{len(took)} steps of {min(took):.0f} to {max(took):.0f} ms")
+    assert len(took) > 10
+    assert sorted(took)[int(len(took) * 0.9)] < 50.0 * 1.15
+    assert max(took) < 50.0 * 1.5
+
+
 def test_prompts_never_starve():
     """A bound that decodes alone exceed: each step still takes a chunk of a prompt, the best one's."""
     engine, runner = timed(Machine(base=90), 50.0)

@@ -100,6 +100,28 @@ def test_a_turn_is_bounded_and_an_idle_device_is_free_at_once():
     assert table.computing is decoder
 
 
+@pytest.mark.parametrize(("task_share", "longest_s"), [(0.2, 0.125), (0.5, 0.125), (0.8, 0.225)])
+def test_a_gap_is_about_one_step_of_the_other(task_share, longest_s):
+    """Between two tokens lies the decoder's own step of 20 ms, and the encoder's turn: one step of 100 ms, or
+    as many as its share asks for after a turn of the decoder's."""
+    table = TurnTable(task_share)
+    decoder, encoder = table.engine("decoder", "generate", 0.02), table.engine("encoder", "task", 0.1)
+    decoder.work()
+    encoder.work()
+    gaps, last, steps = [], table.clock.now, 0
+    while len(gaps) < 500:
+        table.clock.run(0.001)
+        if decoder.num_steps > steps:
+            gaps.append(table.clock.now - last)
+            last, steps = table.clock.now, decoder.num_steps
+    print(f"the longest gap is {1000 * max(gaps):.0f} ms")
+    assert encoder.num_steps > 10
+    assert max(gaps) <= longest_s
+    assert encoder.seat.used_s / (encoder.seat.used_s + decoder.seat.used_s) == pytest.approx(
+        task_share, abs=0.03
+    )
+
+
 def test_one_that_dies_with_the_turn_gives_it_back():
     table = TurnTable(0.5)
     decoder, encoder = table.engine("decoder", "generate", 0.02), table.engine("encoder", "task", 0.02)
