@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Protocol, TypeVar
 
@@ -124,7 +125,11 @@ class GrpcTokenizer:
             raise Internal(
                 f"the tokenizer was asked for {len(texts)} texts and answered {len(response.encodings)}"
             )
-        return EncodedTexts([_encoded(one, options) for one in response.encodings], response.tokenizer_digest)
+        # Offsets are an object each.
+        rows = (
+            await asyncio.to_thread(_rows, response, options) if options.offsets else _rows(response, options)
+        )
+        return EncodedTexts(rows, response.tokenizer_digest)
 
 
 def _truncation(cut: Cut) -> tokenizer_pb2.Truncation:
@@ -136,6 +141,10 @@ def _truncation(cut: Cut) -> tokenizer_pb2.Truncation:
             else tokenizer_pb2.TRUNCATION_STRATEGY_LONGEST_FIRST
         ),
     )
+
+
+def _rows(response: tokenizer_pb2.EncodeResponse, options: EncodeOptions) -> list[EncodedText]:
+    return [_encoded(one, options) for one in response.encodings]
 
 
 def _encoded(message: tokenizer_pb2.Encoding, options: EncodeOptions) -> EncodedText:

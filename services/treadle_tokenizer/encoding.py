@@ -14,6 +14,8 @@ from treadle_tokenizer.windows import Truncation, windows
 T = TypeVar("T")
 NONE = -1
 """The word and the text of a token that is of none."""
+_MIN_WINDOW = 32
+"""A window of fewer ids counts as so many: a row has its price, and there may be one a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,12 @@ def _whole_rows(
     rows: list[Row] = []
     batch = tokenizer.encode_whole(texts, add_special_tokens=options.add_special_tokens)
     for index, encoding in enumerate(batch, first):
+        count = len(encoding)
+        truncation = options.truncation
+        fits = truncation is None or count <= truncation.max_length
+        if fits:
+            # Before any list is made: offsets alone take a hundred bytes a token.
+            budget.take(count)
         row = Row(
             index,
             encoding.ids,
@@ -125,13 +133,12 @@ def _whole_rows(
             sequence_ids=_numbers(encoding.sequence_ids) if options.sequence_ids else [],
             special_tokens_mask=encoding.special_tokens_mask if options.special_tokens_mask else [],
         )
-        if options.truncation is None or len(row.ids) <= options.truncation.max_length:
-            budget.take(len(row.ids))
+        if truncation is None or fits:
             rows.append(row)
             continue
-        for kept in windows(encoding.sequence_ids, options.truncation, of=index):
+        for kept in windows(encoding.sequence_ids, truncation, of=index):
             # A stride of nearly a window makes a window a token.
-            budget.take(len(kept))
+            budget.take(max(len(kept), _MIN_WINDOW) if truncation.return_overflowing else len(kept))
             rows.append(_window(row, kept))
     return rows
 
@@ -197,5 +204,6 @@ def _fill(values: list[T], value: T, count: int, left: bool) -> list[T]:
 
 def _too_many(total: int, max_tokens: int) -> InvalidArgument:
     return invalid_field(
-        "inputs", f"make {total} tokens, padding included; at most {max_tokens} are answered; send fewer"
+        "inputs",
+        f"make {total} tokens, padding and windows included; at most {max_tokens} are answered; send fewer",
     )

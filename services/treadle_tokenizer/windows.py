@@ -6,7 +6,7 @@ see each other's. What stays is what Transformers keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,12 +37,13 @@ class Truncation:
     strategy: Strategy = Strategy.LONGEST_FIRST
 
 
-def windows(sequences: Sequence[int | None], truncation: Truncation, *, of: int) -> list[list[int]]:
+def windows(sequences: Sequence[int | None], truncation: Truncation, *, of: int) -> Iterable[list[int]]:
     """The positions of the tokens of each window, the first of them the truncated text itself.
 
     `sequences` says for each token which text it is from, 0 or 1, and None for a special token; `of` is the
     input's index, for errors. Raises InvalidArgument where special tokens, or the text that must stay
-    whole, leave no room.
+    whole, leave no room. Each window is made as it is asked for, since all of them may be far longer than
+    the text.
     """
     positions = [[at for at, text in enumerate(sequences) if text == which] for which in (0, 1)]
     lengths = [len(positions[0]), len(positions[1])]
@@ -71,21 +72,21 @@ def windows(sequences: Sequence[int | None], truncation: Truncation, *, of: int)
             "truncation.stride",
             f"must be less than the {room} tokens of the text in a window; got {truncation.stride}",
         )
-    return [
-        _with_others(sequences, {*positions[cut][start:stop], *positions[1 - cut]})
+    others = [at for at, text in enumerate(sequences) if text != cut]
+    # Not from `sequences`: a window of three tokens must not take as long as the whole text.
+    return (
+        sorted([*others, *positions[cut][start:stop]])
         for start, stop in _spans(lengths[cut], room, truncation)
-    ]
+    )
 
 
-def _spans(length: int, room: int, truncation: Truncation) -> list[tuple[int, int]]:
+def _spans(length: int, room: int, truncation: Truncation) -> Iterator[tuple[int, int]]:
     """[start, stop) of each window; the last one may be shorter."""
-    step = room - truncation.stride
-    spans: list[tuple[int, int]] = []
-    for offset in range(0, length, step):
-        spans.append((offset, min(offset + room, length)))
-        if spans[-1][1] == length:
+    for start in range(0, length, room - truncation.stride):
+        stop = min(start + room, length)
+        yield (length - stop, length - start) if truncation.left else (start, stop)
+        if stop == length:
             break
-    return [(length - stop, length - start) for start, stop in spans] if truncation.left else spans
 
 
 def _shares(lengths: Sequence[int], room: int) -> tuple[int, int]:

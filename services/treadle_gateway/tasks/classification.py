@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from treadle.errors import invalid_field
 from treadle_gateway.encoded import EncodeOptions
 from treadle_gateway.tasks.result_bytes import floats
 from treadle_gateway.tasks.task import ClassifyTask
 from treadle_gateway.tasks.texts import TextEncoder, input_field
 from treadle_gateway.tasks.work import Classifications, ClassifyWork, Plan
 
+_MAX_NUMBERS = 1 << 20
+"""Of all labels of all inputs: each is an object of the answer."""
+
 
 async def plan(task: ClassifyTask, encoder: TextEncoder) -> Plan:
     """The work; raises InvalidArgument."""
     facts = encoder.model.artifact.facts
+    if (count := len(task.inputs) * len(facts.labels)) > _MAX_NUMBERS:
+        raise invalid_field(
+            "inputs",
+            f"have {count} labels in all, {len(facts.labels)} each; at most {_MAX_NUMBERS} are computed at "
+            "once. Send fewer a request",
+        )
     multi_label = facts.multi_label if task.multi_label is None else task.multi_label
     # Of one label alone a softmax would be 1.
     activation = "sigmoid" if multi_label or len(facts.labels) == 1 else "softmax"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from treadle.api.inference.v1 import inference_pb2 as pb
 from treadle.errors import TreadleError
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 Asked = TypeVar("Asked")
-Answered = TypeVar("Answered")
+Answered = TypeVar("Answered", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class TaskMethods:
     async def _alone(self, method: Method[Asked, Answered], request: Asked, context: Context) -> Answered:
         run = self._tasks.run(method.to_task(request, current_principal()), context.time_remaining())
         when_over(context, run.leave)
-        return method.to_response(await run.answer())
+        return await run.answer(method.to_response)
 
     async def _stream(
         self, method: Method[Any, Any], items: AsyncIterator[Any], context: Context
@@ -134,7 +135,7 @@ class TaskMethods:
             task = method.to_task(decoded(item).request, current_principal())
             run = self._tasks.run(task, context.time_remaining())
             request_id = run.request.request_id
-            response = method.to_response(await run.answer())
+            response = await run.answer(method.to_response)
             return method.answer(index=index, request_id=request_id, response=response)
         except Exception as error:
             if not isinstance(error, TreadleError):

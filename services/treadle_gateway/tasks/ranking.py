@@ -43,7 +43,7 @@ async def _pairs(task: RerankTask, encoder: TextEncoder) -> list[WorkInput]:
 
 async def _check_query(query: str, encoder: TextEncoder) -> None:
     """Raises InvalidArgument for a query that leaves no room: a pair of it and nothing takes it all."""
-    (alone,) = await encoder.encode([(query, "")], EncodeOptions(), _pair_field)
+    (alone,) = await encoder.encode([(query, "")], EncodeOptions(), lambda _: "query")
     if encoder.max_length and len(alone.ids) >= encoder.max_length:
         raise invalid_field(
             "query",

@@ -9,7 +9,7 @@ from functools import partial
 
 from treadle.errors import FailedPrecondition, FieldViolation, invalid_field
 from treadle_gateway.bounds import check_each, check_tokenizer
-from treadle_gateway.encoded import EncodeOptions
+from treadle_gateway.encoded import EncodedText, EncodeOptions
 from treadle_gateway.models import ServedModel
 from treadle_gateway.tasks.result_bytes import pairs
 from treadle_gateway.tasks.task import ScoreInput, ScoreTask
@@ -79,11 +79,22 @@ async def _from_texts(task: ScoreTask, encoder: TextEncoder) -> Mapping[int, tup
         at, is_whole = divmod(int(found[1]), 2)
         return f"inputs[{numbers[at]}].{'continuation' if is_whole else 'context'}"
 
-    encoded = await encoder.encode(texts, EncodeOptions(), field)
+    encoded = await encoder.encode(texts, EncodeOptions(special_tokens=True), field)
     return {
-        number: (context.ids, whole.ids[len(context.ids) :])
+        number: _parted(context.ids, whole)
         for number, context, whole in zip(numbers, encoded[::2], encoded[1::2], strict=True)
     }
+
+
+def _parted(context: Ids, whole: EncodedText) -> tuple[Ids, Ids]:
+    """Context and continuation, without what the tokenizer puts behind a text: neither ends there."""
+    end = len(whole.ids)
+    while end and whole.special[end - 1]:
+        end -= 1
+    if not end:
+        return context, ()
+    context = context[: len(context) - (len(whole.ids) - end)]
+    return context, whole.ids[len(context) : end]
 
 
 def _moved(one: ScoreInput) -> tuple[str, str]:

@@ -21,12 +21,16 @@ AnyConfig = ModelConfig | EncoderConfig
 class _Encoder:
     parse: Callable[[Mapping[str, Any]], EncoderConfig]
     names: EncoderNames
+    type_ids: bool = False
+    """Whether transformers gives the model what its tokenizer says of a pair's texts."""
+    word_pieces: bool = False
+    """Whether the words of a text are those that its tokenizer names; else they are what spaces part."""
 
 
 _ENCODERS: Mapping[str, _Encoder] = {
-    "bert": _Encoder(bert.parse, bert.NAMES),
+    "bert": _Encoder(bert.parse, bert.NAMES, type_ids=True, word_pieces=True),
     "roberta": _Encoder(roberta.parse, roberta.NAMES),
-    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES),
+    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES, word_pieces=True),
 }
 
 ENCODERS = tuple(_ENCODERS)
@@ -54,6 +58,18 @@ def read_any_config(folder: Path) -> AnyConfig:
 def is_encoder(config: AnyConfig) -> TypeGuard[EncoderConfig]:
     """Whether it sees a text whole, and generates nothing."""
     return isinstance(config, EncoderConfig)
+
+
+def reads_type_ids(model_type: str) -> bool:
+    """Whether the model tells a pair's texts apart by type ids; to others their tokenizer's mean nothing."""
+    encoder = _ENCODERS.get(model_type)
+    return encoder is not None and encoder.type_ids
+
+
+def has_word_pieces(model_type: str) -> bool:
+    """Whether its tokenizer knows the words of a text; of the others a word is what a space stands before."""
+    encoder = _ENCODERS.get(model_type)
+    return encoder is not None and encoder.word_pieces
 
 
 def encoder_names(config: EncoderConfig) -> EncoderNames:

@@ -116,7 +116,8 @@ def encoding(request, asked, special: bool) -> tokenizer_pb2.Encoding:
         else:
             first = first[:most]
     if not special:
-        return tokenizer_pb2.Encoding(ids=first)
+        mask = [0] * len(first) if request.return_special_tokens_mask else []
+        return tokenizer_pb2.Encoding(ids=first, special_tokens_mask=mask)
     ids = [1, *first, 3] + ([*second, 3] if asked.HasField("pair") else [])
     found = tokenizer_pb2.Encoding(ids=ids)
     if request.return_type_ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from treadle.errors import FailedPrecondition, InvalidArgument
 from treadle.text.tokenizer import Tokenizer
 from treadle_tokenizer import encoding
 from treadle_tokenizer.encoding import EncodeOptions, Padding, Row, TokenBudget
-from treadle_tokenizer.windows import Strategy, Truncation
+from treadle_tokenizer.windows import Strategy, Truncation, windows
 
 WORDS = ["the", "quick", "dogs", "fox", "unheard", "river", ".", "👍", "lazyly"]
 MANY = 1 << 20
@@ -235,3 +236,53 @@ def test_no_padding_token(backend: Backend) -> None:
     with pytest.raises(FailedPrecondition) as caught:
         encode(Tokenizer(backend), ["the"], EncodeOptions(padding=Padding()), max_tokens=MANY)
     assert caught.value.reason == "NO_PADDING_TOKEN"
+
+
+def test_a_window_a_token_costs_its_row_and_not_its_ids_alone(tokenizer: Tokenizer) -> None:
+    special = tokenizer.num_special_tokens_to_add()
+    truncation = Truncation(special + 1, return_overflowing=True)
+    options = EncodeOptions(truncation=truncation)
+    texts: list[str | tuple[str, str]] = ["the dog " * 50]
+    rows = encode(tokenizer, texts, options, max_tokens=MANY)
+    ids = sum(len(row.ids) for row in rows)
+    assert len(rows) >= 100
+    with pytest.raises(InvalidArgument, match="padding and windows included"):
+        encode(tokenizer, texts, options, max_tokens=2 * ids)
+    print(f"{len(rows)} windows of {special + 1} tokens are refused within {2 * ids}")
+
+
+def test_windows_are_made_as_they_are_asked_for() -> None:
+    """All of those of this pair together have four million positions."""
+    count = 2000
+    sequences = [0] * count + [1] * count
+    truncation = Truncation(count + 1, return_overflowing=True, strategy=Strategy.ONLY_FIRST)
+    tracemalloc.start()
+    try:
+        made = iter(windows(sequences, truncation, of=0))
+        assert next(made) == [0, *range(count, 2 * count)]
+        assert next(made) == [1, *range(count, 2 * count)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(1 for _ in made) == count - 2
+    assert peak < 2 << 20
+    print(f"two of {count} windows: {peak >> 10} KiB at most")
+
+
+class _Unread:
+    """An encoding of many tokens, of which no list may be made."""
+
+    def __len__(self) -> int:
+        return 1000
+
+
+class _Library:
+    def encode_whole(self, texts: list[str], *, add_special_tokens: bool) -> list[_Unread]:
+        return [_Unread() for _ in texts]
+
+
+def test_too_many_tokens_are_refused_before_a_list_is_made_of_them() -> None:
+    library: object = _Library()
+    options = EncodeOptions(offsets=True)
+    with pytest.raises(InvalidArgument, match="make 1000 tokens"):
+        encoding.encode(library, ["the"], options, TokenBudget(999))  # type: ignore[arg-type]

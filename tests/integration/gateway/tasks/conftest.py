@@ -35,23 +35,29 @@ FACTS: dict[str, dict[str, Any]] = {
 }
 
 
-def artifact(name: str) -> artifact_pb2.Artifact:
+def artifact(name: str, facts: dict[str, Any]) -> artifact_pb2.Artifact:
     return artifact_pb2.Artifact(
         digest=f"sha256:{name}",
         compute_digest=f"sha256:c-{name}",
         tokenizer_digest="sha256:tokenizer",
         facts={"vocab_size": 300, "context_length": 64, "model_type": "bert"},
-        task_facts=FACTS[name],
+        task_facts=facts,
     )
 
 
 @pytest.fixture
 async def models(worker, fake_registry, redis) -> None:
     """The worker has them ready."""
+    await make_ready(FACTS, worker, fake_registry, redis)
+
+
+async def make_ready(known: dict[str, dict[str, Any]], worker, fake_registry, redis) -> None:
+    """The registry knows models by their facts, and the worker has them ready."""
     heartbeat = worker.heartbeat()
-    (ready,) = heartbeat.profiles
-    for name in FACTS:
-        fake_registry.others |= {name: artifact(name), f"sha256:{name}": artifact(name)}
+    ready = heartbeat.profiles[0]
+    for name, facts in known.items():
+        made = artifact(name, facts)
+        fake_registry.others |= {name: made, f"sha256:{name}": made}
         loaded = LoadedProfile()
         loaded.CopyFrom(ready)
         loaded.profile, loaded.artifact_digest = f"p-{name}", f"sha256:{name}"
@@ -78,6 +84,12 @@ def requests(kind: str, request_id: str = "", **fields: Any) -> Any:
 @pytest.fixture
 def request_of() -> Callable[..., Any]:
     return requests
+
+
+@pytest.fixture
+def ready(worker, fake_registry, redis) -> Callable[..., Any]:
+    """Makes models ready: their facts by name."""
+    return lambda **known: make_ready(known, worker, fake_registry, redis)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from treadle.api.inference.v1 import inference_pb2
 from treadle.api.worker.v1.queue_pb2 import TaskResult, Terminal
 from treadle.rpc import from_status
+from treadle_gateway.tasks import classification
+from treadle_gateway.tasks import run as task_run
 
 pytestmark = pytest.mark.usefixtures("models")
 DIGESTS = {
@@ -143,3 +146,38 @@ async def test_a_stream_whose_client_leaves_leaves_nothing(stub, gateway, worker
         worker.hold(f"item{number}").release()
     await eventually(lambda: len(worker.fenced + worker.found_ended) == 5, "all are dropped")
     print(f"{len(worker.fenced + worker.found_ended)} of 5 dropped")
+
+
+async def test_an_answer_that_is_too_large_to_be_sent_fails_alone(stub, ready, request_of):
+    """gRPC itself would end the call, and with it the items behind."""
+    labels = ["x" * (9 << 20), "so-so", "good"]
+    await ready(wide={"tasks": ["classify"], "labels": labels, "max_input_tokens": 64})
+    small = request_of("Classify", context={"model": "wide"}, top_k=1)
+    large = request_of("Classify", context={"model": "wide"})
+    call = stub.ClassifyStream(sent("Classify", [small, large, small]), timeout=20)
+    answers = [answer async for answer in call]
+    assert [one.index for one in answers if one.HasField("response")] == [0, 2]
+    error = from_status(answers[1].error)
+    assert (error.code, error.reason) == ("INVALID_ARGUMENT", "ANSWER_TOO_LARGE")
+    assert [one.field for one in error.fields] == ["inputs"]
+    assert "top_k" in error.message
+    print(f"1 of {len(answers)} answers could not be sent: {error.message}")
+
+
+async def test_a_large_result_is_read_in_a_thread(stub, ready, request_of, monkeypatch):
+    threads = []
+    read = classification._read
+
+    def watched(*given):
+        threads.append(threading.current_thread())
+        return read(*given)
+
+    monkeypatch.setattr(classification, "_read", watched)
+    few, many = {"text": "a b"}, [{"text": f"text {number}"} for number in range(256)]
+    await ready(some={"tasks": ["classify"], "labels": ["a", "b", "c"], "max_input_tokens": 64})
+    monkeypatch.setattr(task_run, "_LARGE_RESULT_BYTES", 256 * 12)
+    for inputs in ([few], many):
+        request = request_of("Classify", context={"model": "some"}, inputs=inputs)
+        assert len((await stub.Classify(request, timeout=20)).classifications) == len(inputs)
+    assert [one is threading.current_thread() for one in threads] == [True, False]
+    print(f"{len(many)} inputs were read in {threads[1].name}")

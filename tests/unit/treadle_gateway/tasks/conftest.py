@@ -37,7 +37,7 @@ class WordTokenizer:
     def _encoded(self, text: str, pair: str | None, options: EncodeOptions) -> EncodedText:
         first, second = self.ids(text), self.ids(pair or "")
         if not self.special:
-            return EncodedText(first)
+            return EncodedText(first, special=[0] * len(first) if options.special_tokens else ())
         special = 2 + (pair is not None)
         if options.cut is not None:
             room = options.cut.max_length - special

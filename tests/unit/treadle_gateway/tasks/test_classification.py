@@ -62,3 +62,11 @@ async def test_a_result_of_another_size_is_the_workers_fault(plan):
     for wrong in (b"", bytes(8), bytes(16), struct.pack("<3f", 1, float("nan"), 0)):
         with pytest.raises(Internal):
             made.read(wrong)
+
+
+async def test_so_many_labels_that_they_would_fill_the_memory_are_refused(plan, tokenizer):
+    many = tuple(map(str, range(1 << 16)))
+    await plan(classification, ClassifyTask(inputs=ONE * 16), labels=many)
+    with pytest.raises(InvalidArgument, match=r"inputs: have 1114112 labels in all, 65536 each"):
+        await plan(classification, ClassifyTask(inputs=ONE * 17), labels=many)
+    assert len(tokenizer.asked) == 1

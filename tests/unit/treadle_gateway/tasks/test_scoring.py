@@ -6,7 +6,7 @@ import random
 import struct
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from treadle.errors import FailedPrecondition, Internal, InvalidArgument
 from treadle_gateway.artifact import Artifact, GenerationDefaults
@@ -114,7 +114,9 @@ class Packaged:
         self.tokenizer = tokenizer
 
     async def encode_texts(self, model, texts, options, *, timeout_s):
-        rows = [EncodedText(self.tokenizer.encode(text).ids) for text, _ in texts]
+        assert options.special_tokens
+        encoded = [self.tokenizer.encode(text) for text, _ in texts]
+        rows = [EncodedText(one.ids, special=one.special_tokens_mask) for one in encoded]
         return EncodedTexts(rows, "sha256:t")
 
 
@@ -142,3 +144,28 @@ async def test_ids_are_the_harness_ones_for_a_real_tokenizer(rng: random.Random,
         assert len(work.ids) == len(whole)
     assert len(pairs) > 300
     print(f"{len(pairs)} pairs as lm-evaluation-harness cuts them")
+
+
+@pytest.mark.parametrize("before", ["", "<s>"])
+@pytest.mark.parametrize("behind", ["", "</s>"])
+async def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_it(before: str, behind: str):
+    """As of a Llama with add_eos_token; the same token written out is text."""
+    vocabulary = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<s>", "</s>"])
+    special = [(token, vocabulary[token]) for token in (before, behind) if token]
+    made.post_processor = processors.TemplateProcessing(f"{before} $A {behind}".strip(), None, special)
+    artifact = Artifact("sha256:a", "sha256:c", "sha256:t", 0, 0, GenerationDefaults(bos_token_id=0))
+    encoder = TextEncoder(Packaged(made), ServedModel(artifact, "p", 0, 0, 1), Deadline(10), timeout_s=1)
+    inputs = [ScoreInput("a b", " c"), ScoreInput("", "b c"), ScoreInput("a", " </s>")]
+    plan = await scoring.plan(task(*inputs), encoder)
+    first = [0] if before else []
+    assert [(list(one.ids), one.first) for one in plan.inputs] == [
+        ([*first, 2, 3, 4], len(first) + 2),
+        ([0, 3, 4], 1),
+        ([*first, 2, 1], len(first) + 1),
+    ]
+    with pytest.raises(InvalidArgument, match="adds no token"):
+        await scoring.plan(task(ScoreInput("a", " ")), encoder)
+    print(f"{before or 'nothing'} before, {behind or 'nothing'} behind: {len(inputs)} inputs")

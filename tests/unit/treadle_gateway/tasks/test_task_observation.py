@@ -50,7 +50,7 @@ def test_an_answer_is_counted_once_and_who_joins_is_not(observe, registry):
         observation = observe()
         observation.begin()
         observation.prepared(None if joins else ENTRY)
-        observation.answered(ANSWER)
+        observation.answered(ANSWER.prompt_tokens)
         observation.end(client_gone())
     assert values(registry) == [1, 2, 4, 1]
     assert registry.get_sample_value("treadle:request_resumes_total") == 1
@@ -84,7 +84,7 @@ def test_a_span_has_the_names_of_the_field_and_no_word_of_the_request(observe):
         embed.begin()
         classify.begin()
     embed.prepared(ENTRY)
-    embed.answered(ANSWER)
+    embed.answered(ANSWER.prompt_tokens)
     embed.end(client_gone())
     classify.end(Unavailable(SECRET, reason="ENGINE_DIED"))
     tracer._provider.force_flush()
