@@ -91,6 +91,19 @@ def test_other_tensors_are_data_loss(folder: Path, changes: dict[str, torch.Tens
     assert next(iter(changes)) in str(caught.value)
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_quantised(folder: Path, value: float, kernels: Kernels):
+    """In eight bits it would be a number like others."""
+    weight = load_file(folder / "model.safetensors")[LAST]
+    weight[5, 7] = value
+    rewrite(folder, **{LAST: weight})
+    with pytest.raises(FailedPrecondition, match=r"layers\.2\.output\.weight") as caught:
+        load_encoder(folder, torch.float32, CPU, quantization="int8", kernels=kernels)
+    assert caught.value.reason == "NOT_FINITE_WEIGHTS"
+    assert not torch.isfinite(hidden(load_encoder(folder, torch.float32, CPU, kernels=kernels))).any()
+
+
 def test_int4_is_refused(folder: Path):
     with pytest.raises(FailedPrecondition, match="int8"):
         load_encoder(folder, torch.float32, CPU, quantization="int4")
