@@ -71,8 +71,8 @@ def prepare(
 
     `quantized` has the weights that were quantised before, by the product's name, and is emptied; the others
     are quantised here where `quantization` says so. Weights are packed one after another and let go of. The
-    norms' are copied: only the embedding is still what was given. Raises FailedPrecondition for weights that are
-    to be quantised and are not finite (NOT_FINITE_WEIGHTS).
+    norms' are copied: only the embedding is still what was given. Raises FailedPrecondition for weights
+    to quantise that are not finite (NOT_FINITE_WEIGHTS).
     """
     weight = model.model.embed_tokens.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
