@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from treadle.models.families import has_word_pieces
 from treadle_gateway.encoded import EncodedText, EncodeOptions
 from treadle_gateway.tasks.result_bytes import malformed, pairs
 from treadle_gateway.tasks.spans import StartsWord, spans
 from treadle_gateway.tasks.task import Aggregation, TagTask, TextInput
 from treadle_gateway.tasks.texts import TextEncoder, input_field
 from treadle_gateway.tasks.work import Plan, Span, TaggedTexts, TagWork
-
-_WORD_PIECE = frozenset({"bert", "distilbert"})
-"""Models whose tokenizers know words; of the others a word is what a space is before."""
 
 
 async def plan(task: TagTask, encoder: TextEncoder) -> Plan:
@@ -23,7 +21,7 @@ async def plan(task: TagTask, encoder: TextEncoder) -> Plan:
     encoded = await encoder.encode(texts, options, input_field)
     inputs = [encoder.work_input(f"inputs[{number}].text", one) for number, one in enumerate(encoded)]
     artifact = encoder.model.artifact
-    reader = _Reader(task, artifact.facts.labels, encoded, artifact.model_type in _WORD_PIECE)
+    reader = _Reader(task, artifact.facts.labels, encoded, has_word_pieces(artifact.model_type))
     return Plan(inputs, TagWork(), reader.read)
 
 

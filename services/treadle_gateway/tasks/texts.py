@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from treadle.errors import invalid_field
+from treadle.models.families import reads_type_ids
 from treadle_gateway.clients import Tokenizer
 from treadle_gateway.deadlines import Deadline
 from treadle_gateway.encoded import Cut, EncodedText, EncodeOptions, Texts
 from treadle_gateway.models import ServedModel
 from treadle_gateway.tasks.work import WorkInput
 from treadle_gateway.tokenizing import ask_tokenizer
-
-_WITH_TYPES = frozenset({"bert"})
-"""Models that tell a pair's texts apart by type ids; to others their tokenizer's mean nothing."""
 
 SHORTEN_OR_TRUNCATE = "shorten it, or set truncate"
 
@@ -31,7 +29,7 @@ class TextEncoder:
         known = [length for length in (model.artifact.facts.max_input_tokens, model.max_model_len) if length]
         self.max_length = min(known, default=0)
         """Tokens of a text or pair, special ones included; 0: nobody says."""
-        self.has_types = model.artifact.model_type in _WITH_TYPES
+        self.has_types = reads_type_ids(model.artifact.model_type)
         """Whether the model reads type ids."""
 
     def cut(self, truncate: bool, *, second_only: bool = False) -> Cut | None:

@@ -21,12 +21,14 @@ AnyConfig = ModelConfig | EncoderConfig
 class _Encoder:
     parse: Callable[[Mapping[str, Any]], EncoderConfig]
     names: EncoderNames
+    reads_type_ids: bool
+    has_word_pieces: bool
 
 
 _ENCODERS: Mapping[str, _Encoder] = {
-    "bert": _Encoder(bert.parse, bert.NAMES),
-    "roberta": _Encoder(roberta.parse, roberta.NAMES),
-    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES),
+    "bert": _Encoder(bert.parse, bert.NAMES, reads_type_ids=True, has_word_pieces=True),
+    "roberta": _Encoder(roberta.parse, roberta.NAMES, reads_type_ids=False, has_word_pieces=False),
+    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES, reads_type_ids=False, has_word_pieces=True),
 }
 
 ENCODERS = tuple(_ENCODERS)
@@ -54,6 +56,16 @@ def read_any_config(folder: Path) -> AnyConfig:
 def is_encoder(config: AnyConfig) -> TypeGuard[EncoderConfig]:
     """Whether it sees a text whole, and generates nothing."""
     return isinstance(config, EncoderConfig)
+
+
+def reads_type_ids(model_type: str) -> bool:
+    """Whether a pair's texts are told apart by type ids; to other models their tokenizers' mean nothing."""
+    return model_type in _ENCODERS and _ENCODERS[model_type].reads_type_ids
+
+
+def has_word_pieces(model_type: str) -> bool:
+    """Whether its tokenizers know words; of other models a word is what a space is before."""
+    return model_type in _ENCODERS and _ENCODERS[model_type].has_word_pieces
 
 
 def encoder_names(config: EncoderConfig) -> EncoderNames:
