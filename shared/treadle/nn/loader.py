@@ -88,7 +88,7 @@ def load_encoder(
 ) -> EncoderModel:
     """The encoder of a canonical folder, in `dtype` on `device`, with its kernels chosen (`nn.execution`).
 
-    A bare encoder's pooler is not read: nothing here needs it. Raises InvalidArgument or FailedPrecondition
+    A bare encoder's pooler is not kept: nothing here needs it. Raises InvalidArgument or FailedPrecondition
     for the configuration and for a quantisation that encoders do not have, and DataLoss as `load_model`.
     """
     config = read_any_config(folder)
