@@ -40,7 +40,8 @@ _POOLINGS = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 _SIMILARITIES = ("cosine", "dot")
 _ACTIVATIONS = {"sigmoid": "torch.nn.modules.activation.Sigmoid", "": "torch.nn.modules.linear.Identity"}
 _NORMALIZED = "sentence_embedding"
-_MAX_LENGTH = 1 << 20
+_MAX_LENGTH = 1 << 24
+"""As many as config.json may have positions: the canonical file says the model's own where no other does."""
 _MAX_PROMPTS, _MAX_PROMPT_NAME, _MAX_PROMPT = 64, 64, 8192
 """Characters of a name and of a prompt."""
 _MAX_ALL_PROMPTS = 128 << 10

@@ -14,6 +14,7 @@ from treadle.errors import (
     Aborted,
     DataLoss,
     FailedPrecondition,
+    InvalidArgument,
     NotFound,
     PermissionDenied,
 )
@@ -109,8 +110,12 @@ def _is_already(parent: Published, derivation: Derivation) -> bool:
         return False
     if _generates(parent.manifest):
         return derivation.value == "bfloat16"
-    floats = {share.dtype for share in parent.manifest.facts.dtypes} & set(FLOAT_TYPES.values())
-    return floats == {FLOAT_TYPES[derivation.value]}
+    # By the file, as the manifest's shares count what was left out, too, and may be another registry's word.
+    # One that is damaged is found to be so below.
+    with contextlib.suppress(InvalidArgument, OSError):
+        stored = read_header(parent.canonical_folder.parent / WEIGHTS)
+        return {tensor.dtype for tensor in stored.values()} == {FLOAT_TYPES[derivation.value]}
+    return False
 
 
 def _generates(manifest: Manifest) -> bool:

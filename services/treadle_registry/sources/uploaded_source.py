@@ -48,6 +48,12 @@ class UploadedSource:
                 raise invalid_field(f"{field}.name", f"{name} is there twice")
             known.add(name)
             check_digest(digest, f"{field}.digest")
+        for number, (name, _) in enumerate(self.files):
+            if (folder := name.partition("/")[0]) != name and folder in known:
+                raise invalid_field(
+                    f"uploaded.files[{number}].name",
+                    f"{folder} is a folder here and the name of another file; leave one of the two out",
+                )
         if len(self.source) > _MAX_SOURCE or not self.source.isprintable():
             raise invalid_field("uploaded.source", f"must be printable, of at most {_MAX_SOURCE} characters")
 

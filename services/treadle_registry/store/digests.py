@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from treadle.models.encoder_config import EncoderConfig
+from treadle.models.families import parse_any_config
+
 _NOT_COMPUTED = frozenset(
     """_name_or_path _commit_hash transformers_version torch_dtype dtype use_cache license bos_token_id
     eos_token_id pad_token_id initializer_range attention_dropout hidden_dropout output_attentions
@@ -69,11 +72,12 @@ def digest_json(value: object) -> str:
 def compute_digest(config: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
     """What the numbers depend on.
 
-    `config` is config.json; `tensors` has (dtype, shape, digest of the bytes) by name, canonical form.
+    `config` is config.json, of a supported model; `tensors` has (dtype, shape, digest of the bytes) by name,
+    canonical form.
     """
-    ignored = _NOT_COMPUTED
-    if config.get("model_type") == "roberta":
-        # Its positions are counted from behind the padding's id.
+    ignored, model = _NOT_COMPUTED, parse_any_config(dict(config))
+    if isinstance(model, EncoderConfig) and model.first_position:
+        # Positions are counted from behind the padding's id.
         ignored -= {"pad_token_id"}
     return digest_json(
         {

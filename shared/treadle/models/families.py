@@ -21,16 +21,14 @@ AnyConfig = ModelConfig | EncoderConfig
 class _Encoder:
     parse: Callable[[Mapping[str, Any]], EncoderConfig]
     names: EncoderNames
-    type_ids: bool = False
-    """Whether transformers gives the model what its tokenizer says of a pair's texts."""
-    word_pieces: bool = False
-    """Whether the words of a text are those that its tokenizer names; else they are what spaces part."""
+    reads_type_ids: bool
+    has_word_pieces: bool
 
 
 _ENCODERS: Mapping[str, _Encoder] = {
-    "bert": _Encoder(bert.parse, bert.NAMES, type_ids=True, word_pieces=True),
-    "roberta": _Encoder(roberta.parse, roberta.NAMES),
-    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES, word_pieces=True),
+    "bert": _Encoder(bert.parse, bert.NAMES, reads_type_ids=True, has_word_pieces=True),
+    "roberta": _Encoder(roberta.parse, roberta.NAMES, reads_type_ids=False, has_word_pieces=False),
+    "distilbert": _Encoder(distilbert.parse, distilbert.NAMES, reads_type_ids=False, has_word_pieces=True),
 }
 
 ENCODERS = tuple(_ENCODERS)
@@ -61,15 +59,13 @@ def is_encoder(config: AnyConfig) -> TypeGuard[EncoderConfig]:
 
 
 def reads_type_ids(model_type: str) -> bool:
-    """Whether the model tells a pair's texts apart by type ids; to others their tokenizer's mean nothing."""
-    encoder = _ENCODERS.get(model_type)
-    return encoder is not None and encoder.type_ids
+    """Whether a pair's texts are told apart by type ids; to other models their tokenizers' mean nothing."""
+    return model_type in _ENCODERS and _ENCODERS[model_type].reads_type_ids
 
 
 def has_word_pieces(model_type: str) -> bool:
-    """Whether its tokenizer knows the words of a text; of the others a word is what a space stands before."""
-    encoder = _ENCODERS.get(model_type)
-    return encoder is not None and encoder.word_pieces
+    """Whether its tokenizers know words; of other models a word is what a space is before."""
+    return model_type in _ENCODERS and _ENCODERS[model_type].has_word_pieces
 
 
 def encoder_names(config: EncoderConfig) -> EncoderNames:

@@ -11,9 +11,6 @@ from torch import Tensor
 from treadle.models.encoder_config import EncoderConfig
 from treadle.nn.encoder_layers import SequenceHead
 
-SEQUENCE_HEAD = {"pooler.dense": "head.dense", "classifier": "head.out"}
-"""The parts of the sequence head by their canonical names."""
-
 
 def sequence_head(config: EncoderConfig) -> SequenceHead:
     """The pooler, and the classifier on it."""

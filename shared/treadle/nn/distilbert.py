@@ -7,9 +7,6 @@ import torch
 from treadle.models.encoder_config import EncoderConfig
 from treadle.nn.encoder_layers import SequenceHead
 
-SEQUENCE_HEAD = {"pre_classifier": "head.dense", "classifier": "head.out"}
-"""The parts of the sequence head by their canonical names."""
-
 
 def sequence_head(config: EncoderConfig) -> SequenceHead:
     """A layer with ReLU, and the classifier on it."""

@@ -73,4 +73,7 @@ class TorchTextAttention:
                 out_TE[tokens] = mixed_RE
             else:
                 out_TE.index_copy_(0, run.rows_R, mixed_RE)
+        if not out_TE.is_cuda:
+            # Over fewer than 16 keys torch's own makes finite numbers of a query that is NaN, on the CPU.
+            out_TE.add_(qkv_TX[:, : out_TE.shape[1]], alpha=0.0)
         return out_TE

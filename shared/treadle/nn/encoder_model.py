@@ -34,14 +34,13 @@ class Architecture:
     """What an architecture has of its own."""
 
     sequence_head: Callable[[EncoderConfig], nn.Module]
-    sequence_modules: Mapping[str, str]
     positions: Callable[[Tensor, Tensor, EncoderConfig], Tensor]
 
 
 ENCODERS: Mapping[str, Architecture] = {
-    "bert": Architecture(bert.sequence_head, bert.SEQUENCE_HEAD, bert.positions),
-    "roberta": Architecture(roberta.sequence_head, roberta.SEQUENCE_HEAD, roberta.positions),
-    "distilbert": Architecture(distilbert.sequence_head, distilbert.SEQUENCE_HEAD, bert.positions),
+    "bert": Architecture(bert.sequence_head, bert.positions),
+    "roberta": Architecture(roberta.sequence_head, roberta.positions),
+    "distilbert": Architecture(distilbert.sequence_head, bert.positions),
 }
 """The encoders by `model_type`: a new one adds a row here."""
 

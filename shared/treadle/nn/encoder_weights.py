@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, cat
 
-from treadle.models.encoder_config import EncoderConfig
 from treadle.models.encoder_tensors import NORM, POSITIONS, TYPES, WORDS
 from treadle.models.families import encoder_names
-from treadle.nn.encoder_model import ENCODERS
+from treadle.nn.encoder_model import EncoderModel
 
 
-def sources(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
-    """Of each parameter of `EncoderModel`: the canonical tensors whose rows stand one after another in it."""
+def sources(model: EncoderModel) -> dict[str, tuple[str, ...]]:
+    """Of each of its parameters: the canonical tensors whose rows stand one after another in it.
+
+    A head's modules get those of `EncoderNames.heads` in order.
+    """
+    config = model.config
     names = encoder_names(config)
     layer = names.layer
     parts: dict[str, tuple[str, ...]] = {"embeddings.norm": (NORM,)}
@@ -25,10 +28,10 @@ def sources(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
             f"{ours}.output": (f"{theirs}.{layer.output}",),
             f"{ours}.output_norm": (f"{theirs}.{layer.output_norm}",),
         }
-    if config.head == "sequence":
-        parts |= {ours: (theirs,) for theirs, ours in ENCODERS[config.model_type].sequence_modules.items()}
-    elif config.head == "token":
-        parts["head.out"] = ("classifier",)
+    if model.head is not None:
+        modules = [name for name, _ in model.head.named_children()]
+        heads = zip(modules, names.heads[config.head], strict=True)
+        parts |= {f"head.{ours}": (theirs,) for ours, theirs in heads}
     tensors: dict[str, tuple[str, ...]] = {
         f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs)
         for ours, theirs in parts.items()
@@ -41,10 +44,10 @@ def sources(config: EncoderConfig) -> dict[str, tuple[str, ...]]:
     return tensors
 
 
-def take(state: dict[str, Tensor], config: EncoderConfig) -> dict[str, Tensor]:
-    """The state of an `EncoderModel` of a canonical folder's tensors; empties `state`."""
+def take(state: dict[str, Tensor], model: EncoderModel) -> dict[str, Tensor]:
+    """The model's state, of a canonical folder's tensors; empties `state`."""
     taken = {}
-    for ours, theirs in sources(config).items():
+    for ours, theirs in sources(model).items():
         parts = [state.pop(name) for name in theirs]
         taken[ours] = parts[0] if len(parts) == 1 else cat(parts)
     assert not state

@@ -71,7 +71,8 @@ def prepare(
 
     `quantized` has the weights that were quantised before, by the product's name, and is emptied; the others
     are quantised here where `quantization` says so. Weights are packed one after another and let go of. The
-    norms' are copied: only the embedding is still what was given.
+    norms' are copied: only the embedding is still what was given. Raises FailedPrecondition for weights
+    to quantise that are not finite (NOT_FINITE_WEIGHTS).
     """
     weight = model.model.embed_tokens.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
@@ -83,7 +84,7 @@ def prepare(
             kernel = native.pack_quantized if use_native else QuantizedLinear
             module.use(kernel(stored, module.bias))
         else:
-            _give_kernel(module, form, use_native)
+            _give_kernel(name, module, form, use_native)
     if use_native:
         for module in model.modules():
             if isinstance(module, RMSNorm):
@@ -100,14 +101,14 @@ def prepare_encoder(
 
     Quantised are those products of the layers that QUANTIZED names; a head is small, and its logits are the
     answer. On the CPU everything else becomes float32: norms, small tables and the stream; the words'
-    embedding is still what was given.
+    embedding is still what was given. Raises FailedPrecondition as `prepare` does.
     """
     weight = model.embeddings.words.weight
     use_native = uses_native(weight.dtype, weight.device, kernels)
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             is_quantized = name.startswith("layers.") and name.rpartition(".")[2] in QUANTIZED
-            _give_kernel(module, quantization if is_quantized else "", use_native, QUANTIZED_GROUP)
+            _give_kernel(name, module, quantization if is_quantized else "", use_native, QUANTIZED_GROUP)
     if weight.device.type == "cpu":
         small = [module for module in model.modules() if isinstance(module, LayerNorm | Embedding)]
         for module in small:
@@ -119,7 +120,14 @@ def prepare_encoder(
     return use_native
 
 
-def _give_kernel(module: Linear, form: str, use_native: bool, group: int = 0) -> None:
+def _give_kernel(name: str, module: Linear, form: str, use_native: bool, group: int = 0) -> None:
+    # In few bits they would be numbers like others, and answers wrong without a sign.
+    if form and not all(torch.isfinite(end) for end in torch.aminmax(module.weight)):
+        raise FailedPrecondition(
+            f"{name}.weight has values that are not finite, which cannot be quantised as {form}; serve a "
+            "sound model",
+            reason="NOT_FINITE_WEIGHTS",
+        )
     if use_native:
         module.use(native.pack(module.weight, module.bias, form, group if form else 0))
     elif form:

@@ -88,7 +88,7 @@ def load_encoder(
 ) -> EncoderModel:
     """The encoder of a canonical folder, in `dtype` on `device`, with its kernels chosen (`nn.execution`).
 
-    A bare encoder's pooler is not read: nothing here needs it. Raises InvalidArgument or FailedPrecondition
+    A bare encoder's pooler is not kept: nothing here needs it. Raises InvalidArgument or FailedPrecondition
     for the configuration and for a quantisation that encoders do not have, and DataLoss as `load_model`.
     """
     config = read_any_config(folder)
@@ -106,7 +106,7 @@ def load_encoder(
     model = build_encoder(config)
     optional = {name: StoredLayout(shape) for name, shape in optional_tensors(config).items()}
     state = _read_all(folder, stored_tensors(config), {}, dtype, device, optional)
-    model.load_state_dict(take(state, config), assign=True)
+    model.load_state_dict(take(state, model), assign=True)
     model.requires_grad_(False)
     if prepare_encoder(model, quantization=quantization, kernels=kernels):
         _map_anew(model.embeddings.words, WORDS, folder, dtype)

@@ -197,6 +197,19 @@ async def test_no_upload_lies_elsewhere(client: RegistryStubs, folder: Path, nam
     assert caught.value.fields[0].field == "uploaded.files[0].name"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+async def test_no_upload_is_a_file_and_a_folder(client: RegistryStubs, folder: Path, order: int):
+    path = folder / "1_Pooling" / "config.json"
+    digest = file_digest(path)
+    await upload_file(client.registry, path, StoredFile("config.json", digest, path.stat().st_size))
+    names = ["1_Pooling", "1_Pooling/config.json"][::order]
+    files = [source_pb2.UploadedFiles.File(name=name, digest=digest) for name in names]
+    with pytest.raises(InvalidArgument, match="a folder here and the name of another file") as caught:
+        await client.imported(uploaded=source_pb2.UploadedFiles(files=files))
+    number = names.index("1_Pooling/config.json")
+    assert caught.value.fields[0].field == f"uploaded.files[{number}].name"
+
+
 async def derived(client: RegistryStubs, **derivation: Any) -> Any:
     operation = await client.call(
         "DeriveArtifact", model="embedder", derivation=artifact_pb2.Derivation(**derivation)

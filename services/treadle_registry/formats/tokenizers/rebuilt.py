@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from treadle.errors import TreadleError
 from treadle_registry.formats.tokenizers import byte_level_bpe, sentencepiece, wordpiece
 from treadle_registry.formats.tokenizers.files import (
     SENTENCEPIECE,
@@ -66,6 +68,26 @@ def rebuild(
     if names == ("tokenizer.json",):
         return None
     kind = _class(tokenizer_config, model_config)
+    with _the_files_fault(names[0]):
+        backend, tokens = _made(names, kind, files, tokenizer_config, read)
+        # Rules that cannot be followed show at the first text.
+        backend.decode(backend.encode(_PROBE, _PROBE).ids)
+    config = {
+        key: value
+        for key, value in tokenizer_config.items()
+        if key not in ("added_tokens_decoder", "tokenizer_file")
+    }
+    text = backend.to_str()
+    return Rebuilt(text.encode(), json.loads(text), config | tokens.contents())
+
+
+def _made(
+    names: tuple[str, ...],
+    kind: str,
+    files: Mapping[str, Path],
+    tokenizer_config: Mapping[str, Any],
+    read: ReadJson,
+) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
     tokens: SpecialTokens
     if names[0] in SENTENCEPIECE:
         _check(kind or "LlamaTokenizer", sentencepiece.CLASSES, names[0])
@@ -81,14 +103,7 @@ def rebuild(
         _check(kind, byte_level_bpe.CLASSES, " and ".join(names))
         tokens = special_tokens(files, tokenizer_config, read, byte_level_bpe.defaults(kind))
         backend = byte_level_bpe.byte_level_bpe(files, tokenizer_config, tokens, kind)
-    _try(backend, names[0])
-    config = {
-        key: value
-        for key, value in tokenizer_config.items()
-        if key not in ("added_tokens_decoder", "tokenizer_file")
-    }
-    text = backend.to_str()
-    return Rebuilt(text.encode(), json.loads(text), config | tokens.contents())
+    return backend, tokens
 
 
 def _class(tokenizer_config: Mapping[str, Any], model_config: Mapping[str, Any]) -> str:
@@ -109,11 +124,13 @@ def _check(kind: str, known: tuple[str, ...], name: str) -> None:
         )
 
 
-def _try(backend: tokenizers.Tokenizer, name: str) -> None:
-    """Rules that cannot be followed show at the first text."""
+@contextlib.contextmanager
+def _the_files_fault(name: str) -> Iterator[None]:
+    """What the library raises is said of the file: its panics, too, which are no Exceptions, where an added
+    token or a text meets a rule that cannot be followed."""
     try:
-        backend.decode(backend.encode(_PROBE, _PROBE).ids)
+        yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+        if isinstance(error, TreadleError | OSError | KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise corrupt(name, f"it fails on a text ({str(error)[:200]})") from error
+        raise corrupt(name, f"it fails as it is made or tried ({str(error)[:200]})") from error

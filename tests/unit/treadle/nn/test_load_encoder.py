@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 from tiny_encoders import make, save_canonical
 
 from treadle.errors import DataLoss, FailedPrecondition
+from treadle.models.config import DECODERS
+from treadle.models.families import ENCODERS
+from treadle.nn.encoder_model import ENCODERS as nn_encoders
 from treadle.nn.encoder_model import EncoderBatch, EncoderModel
 from treadle.nn.execution import Kernels
-from treadle.nn.loader import INDEX, load_encoder
+from treadle.nn.loader import BUILDERS, INDEX, load_encoder
 
 CPU = torch.device("cpu")
 LAST = "encoder.layer.2.output.dense.weight"
@@ -89,6 +92,25 @@ def test_other_tensors_are_data_loss(folder: Path, changes: dict[str, torch.Tens
         load_encoder(folder, torch.float32, CPU)
     assert caught.value.reason == reason
     assert next(iter(changes)) in str(caught.value)
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_not_quantised(folder: Path, value: float, kernels: Kernels):
+    """In eight bits it would be a number like others."""
+    weight = load_file(folder / "model.safetensors")[LAST]
+    weight[5, 7] = value
+    rewrite(folder, **{LAST: weight})
+    with pytest.raises(FailedPrecondition, match=r"layers\.2\.output\.weight") as caught:
+        load_encoder(folder, torch.float32, CPU, quantization="int8", kernels=kernels)
+    assert caught.value.reason == "NOT_FINITE_WEIGHTS"
+    assert not torch.isfinite(hidden(load_encoder(folder, torch.float32, CPU, kernels=kernels))).any()
+
+
+def test_every_type_has_its_mathematics():
+    """The tables with torch and without have the same rows."""
+    assert set(nn_encoders) == set(ENCODERS)
+    assert set(BUILDERS) == set(DECODERS)
 
 
 def test_int4_is_refused(folder: Path):

@@ -256,6 +256,16 @@ def test_the_most_there_may_be_goes_through_a_job(tmp_path: Path):
     print(f"lines of {sizes} bytes")
 
 
+def test_the_longest_context_comes_back(tmp_path: Path):
+    """The canonical files say the longest text, and are taken again with whatever a model may have."""
+    raw = encoder_config(hidden_size=2, num_attention_heads=1, max_position_embeddings=(1 << 20) + 1)
+    made = write_encoder(tmp_path / "m", raw, canonical_tensors(raw, dtype="F16"))
+    first = imported(tmp_path / "store", made)
+    assert first.manifest.task_facts.max_input_tokens == (1 << 20) + 1
+    again = imported(tmp_path / "other", first.canonical_folder)
+    assert again.manifest.digest == first.manifest.digest
+
+
 def test_they_are_presentation(tmp_path: Path):
     """Another prompt, pooling, label or activation is the same encoder, presented otherwise."""
     ways: dict[str, list[Folder]] = {

@@ -119,6 +119,14 @@ MANY = json.dumps(dict.fromkeys(map(str, range(10)), 0))
         (both(WORDS, lambda folder: say(folder, cls_token=None)), "CORRUPT_TOKENIZER", "cls_token"),
         (both(WORDS, lambda folder: say(folder, cls_token=7)), "CORRUPT_TOKENIZER", "cls_token"),
         (
+            both(
+                text("vocab.txt", "\n".join([*VOCABULARY, "[C:0"])),
+                lambda folder: say(folder, cls_token="[C:0"),
+            ),
+            "CORRUPT_TOKENIZER",
+            "vocab.txt",
+        ),
+        (
             both(WORDS, lambda folder: say(folder, added_tokens_decoder={"x": "y"})),
             "CORRUPT_TOKENIZER",
             "added_tokens",
@@ -212,6 +220,20 @@ def test_a_normaliser_that_is_none(tmp_path: Path) -> None:
         with pytest.raises(InvalidArgument) as caught:
             folders.rebuilt(made)
         assert caught.value.reason == "CORRUPT_TOKENIZER"
+
+
+def test_a_normaliser_that_fails_on_an_added_token(tmp_path: Path) -> None:
+    """The library panics, which is no Exception, as it normalises the token that is added."""
+    made = tmp_path / "model"
+    made.mkdir()
+    added = {"1": {"content": "a", "special": False}}
+    folders.write_config(made, "llama", {"added_tokens_decoder": added})
+    normalizer = b"\x12\x04" + bytes(4)
+    content = UNKNOWN + piece("a", -1, 1) + b"\x1a" + bytes([len(normalizer)]) + normalizer
+    (made / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"tokenizer\.model") as caught:
+        folders.rebuilt(made)
+    assert caught.value.reason == "CORRUPT_TOKENIZER"
 
 
 def test_damaged_models_are_refused_or_read(tmp_path: Path, model_file: Path, rng: random.Random) -> None:

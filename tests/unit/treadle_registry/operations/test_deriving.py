@@ -11,6 +11,7 @@ import pytest
 import torch
 from damage import flip
 from safetensors.torch import load_file
+from small_encoder import write_encoder
 from small_folder import write_model
 
 from treadle.errors import (
@@ -231,3 +232,18 @@ def test_what_was_quantised_elsewhere_is_no_parent(store: Store, tmp_path: Path)
             refused += 1
     print(f"{refused} derivations refused")
     assert refused == 18
+
+
+def test_an_encoders_type_is_its_files(store: Store, tmp_path: Path):
+    """Whoever an artifact came from may say another one of it."""
+    folder = write_encoder(tmp_path / "encoder")
+    encoder = import_source(store, LocalSource("folder", str(folder)))
+    manifest = encoder.canonical_folder.parent / "manifest.json"
+    text = manifest.read_text()
+    assert text.count('"dtype": "F32"') == 1
+    manifest.chmod(0o644)
+    manifest.write_text(text.replace('"dtype": "F32"', '"dtype": "BF16"'))
+    made = derive(store, encoder.manifest.digest, Derivation("dtype", "bfloat16"))
+    assert {tensor.dtype for tensor in weights_of(made).values()} == {torch.bfloat16}
+    same = derive(store, encoder.manifest.digest, Derivation("dtype", "float32"))
+    assert same.manifest.digest == encoder.manifest.digest
