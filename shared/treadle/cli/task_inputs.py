@@ -121,7 +121,7 @@ class LineReader(Generic[V]):
         self.read_bytes = 0
 
     async def batches(self) -> AsyncIterator[list[Line[V]]]:
-        """Until the end; raises OSError, and InvalidArgument for a file that is no UTF-8 from its first byte."""
+        """Until the end; raises OSError, and InvalidArgument for UTF-16."""
         # A thread of our own and a daemon: one that waits for a pipe must not hold up the command's end.
         thread = threading.Thread(
             target=self._read, args=(asyncio.get_running_loop(),), name="lines", daemon=True
