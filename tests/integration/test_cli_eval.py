@@ -22,8 +22,8 @@ def nll_of(ids: list[int]) -> float:
 
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
 async def test_perplexity_is_the_texts(tmp_path, bos, rng):
-    text = "".join(rng.choice("abcd é🧵\n") for _ in range(700))
-    (tmp_path / "text.txt").write_text(text)
+    text = "".join(rng.choice("abcd é🧵\r\n") for _ in range(700))
+    (tmp_path / "text.txt").write_text("\ufeff" + text, newline="")  # the mark is none of the text
     ids = list(text.encode())
     inference = FakeInference(losses=[3, 5])
     async with serving(inference, FakeTokenizer(bos=bos)) as address:

@@ -193,10 +193,48 @@ async def test_a_reader_that_has_enough(command, tmp_path):
     assert said == ""
 
 
+async def test_out_that_is_no_plain_file(command, tmp_path):
+    (tmp_path / "x.txt").write_text("one\ntwo\n")
+    pipe, target, link = tmp_path / "pipe", tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    os.mkfifo(pipe)
+    target.write_text("of before\n")
+    link.symlink_to(target.name)
+    reading = asyncio.create_task(asyncio.to_thread(pipe.read_text))
+    await command.run("embed", "--file", str(tmp_path / "x.txt"), "--out", str(pipe))
+    assert len((await asyncio.wait_for(reading, 60)).splitlines()) == 2
+    assert pipe.is_fifo()  # and not a file that took its place, as it once did of /dev/null
+    await command.run("embed", "--file", str(tmp_path / "x.txt"), "--out", str(link))
+    assert link.is_symlink()
+    assert len(target.read_text().splitlines()) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.jsonl", "pipe", "target.jsonl", "x.txt"]
+
+
+@pytest.mark.parametrize("out", ["folder", "nowhere/out.jsonl"])
+async def test_out_is_looked_at_before_anything_is_asked(command, inference, tmp_path, out):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.txt").write_text("one\n")
+    done = await command.run(
+        "embed", "--file", str(tmp_path / "x.txt"), "--out", str(tmp_path / out), check=False
+    )
+    assert done.returncode == 1
+    assert "error: out: " in done.stderr
+    assert ".part" not in done.stderr
+    assert inference.sizes == []
+
+
+async def test_utf_16_is_told_instead_of_computed(command, inference, tmp_path):
+    (tmp_path / "x.txt").write_bytes("one\ntwo\n".encode("utf-16"))
+    done = await command.run("embed", "--file", str(tmp_path / "x.txt"), check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "UTF-16" in done.stderr
+    assert inference.sizes == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
         (["embed"], 2, "--file"),
+        (["embed", "--file", "/"], 1, "/ is a folder"),
         (["embed", "x", "--file", "y"], 2, "not both"),
         (["embed", "--file", "/nowhere/x.txt"], 1, "/nowhere/x.txt"),
         (["embed", "x", "--pooling", "sum"], 2, "mean"),

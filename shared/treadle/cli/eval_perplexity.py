@@ -76,7 +76,8 @@ def perplexity(
       treadle eval perplexity book.txt --window 2048 --stride 1024 --max-tokens 32768 --json
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        # Not as text: that would change the line ends of what is measured.
+        text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{file} is no text in UTF-8: {error}") from error
     result = run_until_interrupted(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from treadle.durable_names import fsync_folder
+from treadle.errors import invalid_field
 
 
 class LineWriter:
@@ -40,10 +41,23 @@ class LineWriter:
 
 @contextlib.contextmanager
 def line_writer(path: Path | None) -> Iterator[LineWriter]:
-    """Writes to `path`, aside and renamed when the block has ended well; None: to standard output."""
+    """Writes to `path`, aside and renamed when the block has ended well; None: to standard output.
+
+    A pipe or a device is written to as it is: a rename would put a file in its place. Raises InvalidArgument
+    before the block where `path` can be no file.
+    """
     if path is None:
         yield LineWriter(sys.stdout)
         return
+    if path.is_dir():
+        raise invalid_field("out", f"must name a file; {path} is a folder")
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8", errors="replace") as stream:
+            yield LineWriter(stream)
+        return
+    path = path.resolve()  # of a link what it leads to is replaced, and not the link
+    if not path.parent.is_dir():
+        raise invalid_field("out", f"there is no folder {path.parent}; make it first")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("w", encoding="utf-8", errors="replace") as stream:

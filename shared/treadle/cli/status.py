@@ -39,7 +39,7 @@ class ServiceStatus:
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False, address: Address = ""
 ) -> None:
-    """Show every service's health, the models that are served, and the engines' figures.
+    """Show every service's health, the served models and what they can do, and the engines' figures.
 
     Exits 0 when everything is ready, else 1.
     """
@@ -104,7 +104,7 @@ def _show(
         table.add_row(service.name, service.address, _word(service.live), _word(service.ready))
     console.print(table)
     if models:
-        table = Table("MODEL", "DIGEST", "PROFILE", "CONTEXT", "WORKERS", box=None, pad_edge=False)
+        table = Table("MODEL", "DIGEST", "PROFILE", "CONTEXT", "WORKERS", "TASKS", box=None, pad_edge=False)
         for model in models:
             table.add_row(
                 model.name,
@@ -112,6 +112,7 @@ def _show(
                 model.profile,
                 str(model.max_model_len),
                 str(model.ready_workers),
+                ", ".join(model.tasks) or "-",
             )
         console.print()
         console.print(table)
@@ -125,15 +126,19 @@ def _show(
         for name, profile in rows:
             engine = profile.get("engine", {})
             loaded = profile.get("profile", {})
+            num_blocks = loaded.get("num_kv_blocks", 0)
+            # An encoder has no cache.
+            free = f"{engine.get('num_free_blocks', 0)} of {num_blocks}" if num_blocks else "-"
+            hits = f"{engine.get('prefix_cache_hits', 0)} of {engine.get('prefix_cache_queries', 0)}"
             table.add_row(
                 name,
                 str(loaded.get("model_name", "")),
                 str(engine.get("num_requests_running", 0)),
                 str(engine.get("num_requests_waiting", 0)),
-                f"{engine.get('num_free_blocks', 0)} of {loaded.get('num_kv_blocks', 0)}",
+                free,
                 str(engine.get("num_steps", 0)),
                 str(engine.get("num_output_tokens", 0)),
-                f"{engine.get('prefix_cache_hits', 0)} of {engine.get('prefix_cache_queries', 0)}",
+                hits if num_blocks else "-",
             )
         console.print()
         console.print(table)

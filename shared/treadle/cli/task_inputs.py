@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import os
 import threading
@@ -103,6 +104,8 @@ class LineReader(Generic[V]):
         """`path` None: standard input. Raises OSError where it cannot be opened."""
         if line_format == "text" and parser.of_text is None:
             raise invalid_field("format", "must be jsonl: a line has several fields")
+        if path is not None and path.is_dir():
+            raise invalid_field("file", f"must name a file; {path} is a folder")
         self._descriptor = 0 if path is None else os.open(path, os.O_RDONLY)
         self._owned = path is not None
         self._parser = parser
@@ -118,7 +121,7 @@ class LineReader(Generic[V]):
         self.read_bytes = 0
 
     async def batches(self) -> AsyncIterator[list[Line[V]]]:
-        """Until the end; raises OSError."""
+        """Until the end; raises OSError, and InvalidArgument for UTF-16."""
         # A thread of our own and a daemon: one that waits for a pipe must not hold up the command's end.
         thread = threading.Thread(
             target=self._read, args=(asyncio.get_running_loop(),), name="lines", daemon=True
@@ -145,7 +148,7 @@ class LineReader(Generic[V]):
         try:
             if all(put(batch) for batch in self._all_batches()):
                 put(None)
-        except OSError as error:
+        except (OSError, InvalidArgument) as error:
             put(error)
         except RuntimeError:
             return  # the loop is closed: nobody takes them any more
@@ -156,6 +159,12 @@ class LineReader(Generic[V]):
     def _all_batches(self) -> Iterator[list[Line[V]]]:
         splitter = LineSplitter()
         while data := os.read(self._descriptor, _READ_BYTES):
+            if self.read_bytes == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                # Its lines would pass for texts full of zeros.
+                raise InvalidArgument(
+                    "the lines are UTF-16; write them in UTF-8, as with `iconv -f UTF-16 -t UTF-8`",
+                    reason="ENCODING_NOT_SUPPORTED",
+                )
             self.read_bytes += len(data)
             yield from self._batched(splitter.feed(data))
         yield from self._batched(splitter.finish())

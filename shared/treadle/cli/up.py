@@ -7,18 +7,14 @@ from typing import Annotated
 import typer
 
 from treadle.cli.console import message_console, result_console
+from treadle.cli.first_steps import first_steps
 from treadle.cli.interrupt import run_until_interrupted
 from treadle.cli.locate import credentials
 from treadle.cli.report import Report
+from treadle.client import AsyncClient, ServedModel
+from treadle.errors import TreadleError
 from treadle.local import Home, LocalConfig, LocalStack, ModelToServe, StackOptions
 from treadle.local.config import inherited_environment
-
-_CLIENT_LINE = (
-    "python -c 'import treadle; "
-    '[print(chunk.text, end="", flush=True) for chunk in treadle.Client("{address}").stream('
-    'messages=[{{"role": "user", "content": "Hello!"}}], model="{model}", max_new_tokens=64)]; print()\''
-)
-
 
 GatewayPort = Annotated[
     int | None,
@@ -93,19 +89,30 @@ async def _serve(home: Home, options: StackOptions) -> None:
     with report.live():
         await stack.__aenter__()
     try:
-        _welcome(stack, options)
+        await _welcome(stack, options)
         await stack.wait()
     finally:
         message_console().print("stopping")
         await stack.__aexit__()
 
 
-def _welcome(stack: LocalStack, options: StackOptions) -> None:
+async def _welcome(stack: LocalStack, options: StackOptions) -> None:
     console = result_console()
-    address, model = stack.addresses["gateway"], options.models[0].alias
+    address = stack.addresses["gateway"]
     served = ", ".join(entry.alias for entry in options.models)
     console.print(f"\n[bold]Treadle is up at {address}[/] and serves {served}. Ctrl-C stops it.\n")
-    console.print(f"  treadle chat --address {address}")
-    console.print(f'  treadle generate "The loom was" --address {address}')
-    console.print("  " + _CLIENT_LINE.format(address=address, model=model), markup=False)
+    for line in first_steps(await _served(address, options), address):
+        console.print(f"  {line}", markup=False)
     console.print(f"\nlogs: {stack.home.logs}", style="dim")
+
+
+async def _served(address: str, options: StackOptions) -> list[ServedModel]:
+    """What the gateway can be asked for, in the order in which it was given."""
+    async with AsyncClient(address, credentials=options.credentials) as client:
+        try:
+            models = await client.models()
+        except TreadleError as error:
+            message_console().print(f"the gateway does not list models: {error.message}", markup=False)
+            return []
+    places = {entry.alias: place for place, entry in enumerate(options.models)}
+    return sorted(models, key=lambda model: places.get(model.name, len(places)))
