@@ -36,6 +36,7 @@ _DISTIL: dict[str, object] = {
 CLASSES = {
     "bert": ("Bert", _SMALL),
     "roberta": ("Roberta", _SMALL),
+    "xlm-roberta": ("XLMRoberta", _SMALL),
     "distilbert": ("DistilBert", _DISTIL),
 }
 """Model type: what the classes of transformers begin with, and a small configuration."""

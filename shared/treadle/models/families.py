@@ -28,6 +28,9 @@ class _Encoder:
 _ENCODERS: Mapping[str, _Encoder] = {
     "bert": _Encoder(bert.parse, bert.NAMES, reads_type_ids=True, has_word_pieces=True),
     "roberta": _Encoder(roberta.parse, roberta.NAMES, reads_type_ids=False, has_word_pieces=False),
+    "xlm-roberta": _Encoder(
+        roberta.parse_xlm, roberta.XLM_NAMES, reads_type_ids=False, has_word_pieces=False
+    ),
     "distilbert": _Encoder(distilbert.parse, distilbert.NAMES, reads_type_ids=False, has_word_pieces=True),
 }
 

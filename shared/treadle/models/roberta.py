@@ -1,6 +1,7 @@
-"""RoBERTa (Liu et al., 2019): its configuration and the names of its tensors. No torch.
+"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): configuration and names of tensors. No
+torch.
 
-BERT's layers. Positions are counted from behind the padding token's id, and a text's classifier has a
+The two differ in vocabulary, and in what transformers calls their classes. BERT's layers. Positions are counted from behind the padding token's id, and a text's classifier has a
 layer of its own in the pooler's place.
 """
 
@@ -29,12 +30,22 @@ NAMES = EncoderNames(
     optional=("pooler.dense",),
     dropped=("lm_head.",),
 )
+XLM_NAMES = replace(NAMES, class_name="XLMRoberta", layer_class="XLMRobertaLayer")
 
 
 def parse(raw: Mapping[str, Any]) -> EncoderConfig:
     """See `parse_encoder`."""
+    return _parse(raw, "roberta", NAMES)
+
+
+def parse_xlm(raw: Mapping[str, Any]) -> EncoderConfig:
+    """See `parse_encoder`."""
+    return _parse(raw, "xlm-roberta", XLM_NAMES)
+
+
+def _parse(raw: Mapping[str, Any], model_type: str, names: EncoderNames) -> EncoderConfig:
     padding = size(raw, "pad_token_id", default=1, smallest=0)
-    config = parse_encoder({**raw, "pad_token_id": padding}, "roberta", "Roberta")
+    config = parse_encoder({**raw, "pad_token_id": padding}, model_type, names.class_name)
     if config.max_position_embeddings <= padding + 1:
         raise corrupt(
             "max_position_embeddings",

@@ -40,6 +40,7 @@ class Architecture:
 ENCODERS: Mapping[str, Architecture] = {
     "bert": Architecture(bert.sequence_head, bert.positions),
     "roberta": Architecture(roberta.sequence_head, roberta.positions),
+    "xlm-roberta": Architecture(roberta.sequence_head, roberta.positions),
     "distilbert": Architecture(distilbert.sequence_head, bert.positions),
 }
 """The encoders by `model_type`: a new one adds a row here."""

@@ -303,7 +303,7 @@ class ModelFacts(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     model_type: _builtins.str
     """As config.json names it: "llama", "mistral", "qwen2", "qwen3", "bert",
-    "roberta", "distilbert".
+    "roberta", "xlm-roberta", "distilbert".
     """
     architecture: _builtins.str
     parameters: _builtins.int
