@@ -27,7 +27,7 @@ async def encode_prompted(
     skips = encoder.model.artifact.facts.skip_prompt and bool(prompt)
     asked: list[tuple[str, str | None]] = [(prompt + text, None) for text in texts]
     if skips:
-        # Stripped, as sentence-transformers strips every text.
+        # Stripped: a space at its end may be a token of its own here, and part of the text's first one there.
         asked.append((prompt.strip(), None))
 
     def field(theirs: str) -> str:

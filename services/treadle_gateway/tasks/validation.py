@@ -109,6 +109,14 @@ def _check_score(found: Violations, task: ScoreTask, limits: GatewayConfig) -> N
     _check_bytes(
         found, "inputs", sum(_size(one.context) + _size(one.continuation) for one in task.inputs), limits
     )
+    # Ids are their own count; of texts it is known when they are tokenised.
+    given = (ids for one in task.inputs for ids in (one.context_ids, one.continuation_ids))
+    count = sum(len(one.ids) for one in given if one is not None)
+    found.require(
+        count <= limits.max_task_tokens,
+        "inputs",
+        f"have {count} token ids in all, at most {limits.max_task_tokens} are taken at once; send fewer",
+    )
 
 
 def _check_score_input(found: Violations, field: str, one: ScoreInput) -> None:

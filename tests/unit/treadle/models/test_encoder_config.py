@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from tiny_encoders import CLASSES, SUFFIXES, make
 from transformers import PreTrainedModel
 
@@ -11,13 +12,16 @@ from treadle.errors import FailedPrecondition, InvalidArgument, TreadleError
 from treadle.models.config import parse_config
 from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import (
+    ENCODERS,
     MODEL_TYPES,
     canonical_name,
     expected_tensors,
+    has_word_pieces,
     is_encoder,
     module_tree,
     optional_tensors,
     parse_any_config,
+    reads_type_ids,
     tied_tensors,
 )
 from treadle.models.memory_estimate import estimate_serving, estimate_training, weight_bytes
@@ -202,3 +206,15 @@ def test_a_step_takes_what_is_estimated():
     longest = encoder_step_bytes(config, 4096, 1)
     assert longest == 2 * encoder_step_bytes(config, 64, 1000), "a longer text is a step of its own"
     assert torch.finfo(torch.float32).bits // 8 * 2048 * (2 * 384 + 2 * 1536) == longest // 2
+
+
+def test_who_reads_type_ids_and_whose_tokenizer_has_word_pieces() -> None:
+    """As transformers' tokenizer of each model says; only encoders read or have them."""
+    for model_type in ENCODERS:
+        tokenizer = getattr(transformers, f"{CLASSES[model_type][0]}Tokenizer")
+        assert reads_type_ids(model_type) == ("token_type_ids" in tokenizer.model_input_names), model_type
+        assert has_word_pieces(model_type) == (tokenizer.model.__name__ == "WordPiece"), model_type
+    for model_type in (*set(MODEL_TYPES) - set(ENCODERS), "", "no such type"):
+        assert not reads_type_ids(model_type)
+        assert not has_word_pieces(model_type)
+    print(f"{len(ENCODERS)} encoders")

@@ -22,7 +22,7 @@ from treadle_gateway.tasks.task import (
 from treadle_gateway.tasks.validation import validate
 from treadle_gateway.violations import MAX_VIOLATIONS
 
-LIMITS = GatewayConfig(max_task_bytes=1000)
+LIMITS = GatewayConfig(max_task_bytes=1000, max_task_tokens=900)
 CONTEXT = TaskContext(model="tiny", tenant="default")
 ONE = (TextInput("Hello"),)
 EMBED = EmbedTask(CONTEXT, ONE)
@@ -66,6 +66,7 @@ BAD = [
     (with_input(SCORE, ScoreInput("", "b", continuation_ids=IDS)), "inputs[0].continuation"),
     (with_input(SCORE, ScoreInput("a", "", IDS, IDS)), "inputs[0].context"),
     (with_input(SCORE, ScoreInput("", "b", IDS)), "inputs[0].context_token_ids"),
+    (with_input(SCORE, *[ScoreInput("", "", IDS, TokenPrompt((1,) * 99))] * 9), "inputs"),
     (with_input(SCORE, ScoreInput("", "", TokenPrompt(()), IDS)), "inputs[0].context_token_ids.ids"),
     (
         with_input(SCORE, ScoreInput(continuation_ids=TokenPrompt(()))),
