@@ -218,9 +218,7 @@ class TaskMethods(InferenceConnection):
         window: int,
     ) -> AsyncGenerator[BatchItem[_AnswerT], None]:
         if isinstance(items, str):
-            raise invalid_field(
-                "items", "must be several texts; got one str"
-            )
+            raise invalid_field("items", "must be several texts; got one str")
 
         def message(item: _ItemT) -> tuple[str, _SentT]:
             request = to_request(item)
