@@ -13,7 +13,7 @@ NAMES = """
     GenerationRequest HubOptions ImportProgress LabelScore Lease MemoryEstimate Message ModelChange
     ModelInspection ModelSource Promotion Prompt RankedDocument Ranking RegistryClient RerankOptions
     RerankRequest ScoreInput ScoreRequest Scores ServedModel ServingConfiguration SyncAnswerStream
-    TagOptions TagRequest TaggedSpan TaggedTexts TargetStatus TaskOptions TokenLogprobs
+    TagOptions TagRequest TaggedSpan TaggedTexts TargetStatus TaskFacts TaskOptions TokenLogprobs
     TokenizedTexts TokenizerClient Usage Verification
 """.split()
 
