@@ -98,6 +98,15 @@ async def test_jsonl_from_standard_input(command):
     assert "4 failed" in done.stderr
 
 
+async def test_a_pair_has_no_vector(command, inference):
+    done = await command.run(
+        "embed", "-", "--format", "jsonl", text='{"text": "a", "pair": "b"}\n{"text": "a"}\n', check=False
+    )
+    assert done.rows[0]["error"]["fields"][0]["field"] == "pair"
+    assert done.rows[1]["embedding"] == pytest.approx(vector_of("a"), abs=1e-8)
+    assert inference.sizes == [1]
+
+
 async def test_rerank_and_score_of_files(command, tmp_path):
     queries = [{"query": "a", "documents": ["b", "a"]}, {"query": "a", "documents": "a"}]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in queries))

@@ -21,7 +21,7 @@ from treadle.cli.task_command import (
     is_given,
     run_task,
 )
-from treadle.cli.task_records import text_fields, texts
+from treadle.cli.task_records import single_texts, text_fields
 from treadle.cli.task_run import Task
 from treadle.cli.task_tables import show_embeddings
 from treadle.client import Embeddings, EmbedRequest
@@ -58,7 +58,7 @@ def embed(
     """Make vectors of texts.
 
     Lines of a file or of standard input become JSONL, one line each in their order; a bad line fails alone.
-    JSONL has records of text and, where wanted, pair.
+    JSONL has records of text.
 
     Examples:
 
@@ -84,7 +84,7 @@ def embed(
 
         return Task(
             "embed",
-            texts(),
+            single_texts(),
             lambda client, batches, window: client.embed_stream(requests(batches), window=window),
             _rows,
             text_fields,

@@ -46,7 +46,7 @@ def _text(record: object) -> Text:
 def _single_text(record: object) -> Text:
     text = _text(record)
     if not isinstance(text, str):
-        raise invalid_field("pair", "this task takes single texts")
+        raise invalid_field("pair", "must not be set: this task takes single texts")
     return text
 
 

@@ -12,6 +12,7 @@ from treadle.client.batch import Items
 from treadle.client.inference_connection import DEFAULT_ADDRESS
 from treadle.client.loop_thread import LoopThread
 from treadle.client.request import GenerationOptions, GenerationRequest
+from treadle.client.source_thread import on_a_loop
 from treadle.client.stream import AnswerStream
 from treadle.client.sync_tasks import SyncTaskMethods
 from treadle.security import Credentials
@@ -132,7 +133,7 @@ class Client(SyncTaskMethods):
 
     def batch(self, requests: Items[GenerationRequest], *, window: int = 256) -> Iterator[BatchItem[Answer]]:
         """Runs many requests; yields each outcome when it is ready, in any order."""
-        return self._loop.iterate(self._client.batch(requests, window=window))
+        return self._loop.iterate(self._client.batch(on_a_loop(requests), window=window))
 
     def models(self) -> list[ServedModel]:
         """What can be asked for now."""

@@ -9,6 +9,7 @@ from treadle.client.answer import BatchItem
 from treadle.client.async_client import AsyncClient
 from treadle.client.batch import Items
 from treadle.client.loop_thread import LoopThread
+from treadle.client.source_thread import on_a_loop
 from treadle.client.task_answer import Classifications, Embeddings, Ranking, Scores, TaggedTexts
 from treadle.client.task_methods import TASK_WINDOW
 from treadle.client.task_request import (
@@ -29,7 +30,10 @@ from treadle.client.task_request import (
 
 
 class SyncTaskMethods:
-    """The tasks of AsyncClient; a stream is a plain iterator."""
+    """The tasks of AsyncClient; a stream is a plain iterator.
+
+    What it is fed from may wait, and may ask this same client: it is taken in a thread of its own.
+    """
 
     _client: AsyncClient
     _loop: LoopThread
@@ -58,7 +62,7 @@ class SyncTaskMethods:
         self, items: Items[Text | EmbedRequest], *, window: int = TASK_WINDOW, **options: Unpack[EmbedOptions]
     ) -> Iterator[BatchItem[Embeddings]]:
         """An outcome an item, in their order; see AsyncClient."""
-        return self._loop.iterate(self._client.embed_stream(items, window=window, **options))
+        return self._loop.iterate(self._client.embed_stream(on_a_loop(items), window=window, **options))
 
     def classify_stream(
         self,
@@ -68,19 +72,19 @@ class SyncTaskMethods:
         **options: Unpack[ClassifyOptions],
     ) -> Iterator[BatchItem[Classifications]]:
         """As `embed_stream`."""
-        return self._loop.iterate(self._client.classify_stream(items, window=window, **options))
+        return self._loop.iterate(self._client.classify_stream(on_a_loop(items), window=window, **options))
 
     def tag_stream(
         self, items: Items[Text | TagRequest], *, window: int = TASK_WINDOW, **options: Unpack[TagOptions]
     ) -> Iterator[BatchItem[TaggedTexts]]:
         """As `embed_stream`."""
-        return self._loop.iterate(self._client.tag_stream(items, window=window, **options))
+        return self._loop.iterate(self._client.tag_stream(on_a_loop(items), window=window, **options))
 
     def rerank_stream(
         self, items: Items[RerankRequest], *, window: int = TASK_WINDOW
     ) -> Iterator[BatchItem[Ranking]]:
         """As `embed_stream`."""
-        return self._loop.iterate(self._client.rerank_stream(items, window=window))
+        return self._loop.iterate(self._client.rerank_stream(on_a_loop(items), window=window))
 
     def score_stream(
         self,
@@ -90,4 +94,4 @@ class SyncTaskMethods:
         **options: Unpack[TaskOptions],
     ) -> Iterator[BatchItem[Scores]]:
         """As `embed_stream`."""
-        return self._loop.iterate(self._client.score_stream(items, window=window, **options))
+        return self._loop.iterate(self._client.score_stream(on_a_loop(items), window=window, **options))

@@ -43,7 +43,7 @@ from treadle.client.task_request import (
     Text,
     Texts,
 )
-from treadle.errors import Cancelled
+from treadle.errors import Cancelled, invalid_field
 from treadle.rpc import from_rpc_error
 from treadle.rpc.status import is_loss
 
@@ -73,7 +73,8 @@ class TaskMethods(InferenceConnection):
     Each has a method that answers one request, its texts together, and one that streams: requests in, their
     outcomes out in the same order, at most `window` of them unanswered at a time. A bad request of a stream
     fails alone: its item has the error. A stream that loses its connection goes on with the unanswered
-    requests, under their ids. `timeout_s` is one request's; a whole stream has a day.
+    requests, under their ids. `timeout_s` is one request's; a whole stream has a day. A plain iterable is
+    taken on the event loop, so it must not block: what waits is an asynchronous one.
     """
 
     async def embed(self, texts: Texts, **options: Unpack[EmbedOptions]) -> Embeddings:
@@ -216,6 +217,9 @@ class TaskMethods(InferenceConnection):
         to_answer: Callable[[ReceivedT], _AnswerT],
         window: int,
     ) -> AsyncGenerator[BatchItem[_AnswerT], None]:
+        if isinstance(items, str):
+            raise invalid_field("items", "must be several texts; got one str")
+
         def message(item: _ItemT) -> tuple[str, _SentT]:
             request = to_request(item)
             context = self._context(request)

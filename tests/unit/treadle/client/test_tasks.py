@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -140,7 +143,8 @@ async def test_each_kind_streams(client):
 
 async def test_only_unanswered_items_are_asked_again(client, inference, rng):
     inference.losses = [rng.randint(0, 20) for _ in range(8)]
-    inference.drains = [*(rng.choice([2, 10, 1000]) for _ in range(8)), 5, 3]
+    # The first call is lost before it drains: one request at least is cancelled with its call.
+    inference.drains = [1000, *(rng.choice([2, 10, 1000]) for _ in range(7)), 5, 3]
     texts = [f"text {number}" for number in range(200)]
     items = [item async for item in client.embed_stream(texts, window=16)]
     assert [list(item.result().rows[0]) for item in items] == [vector_of(text) for text in texts]
@@ -244,6 +248,57 @@ async def test_the_same_without_an_event_loop(address):
     pairs, first = await asyncio.to_thread(use)
     assert all(whole == streamed for whole, streamed in pairs)
     assert first.index == 0
+
+
+@pytest.mark.parametrize("reconnecting", [False, True])
+async def test_a_stream_is_fed_by_another_one_of_the_same_client(address, inference, reconnecting):
+    inference.losses = [7, 3] if reconnecting else []
+
+    def ask() -> list[int]:
+        with Client(address, model="minilm") as client:
+            texts = (f"text {number}" for number in range(100))
+            again = (f"again {item.index}" for item in client.embed_stream(texts, window=8))
+            return [item.index for item in client.embed_stream(again, window=8) if item.error is None]
+
+    async with asyncio.timeout(60):
+        assert await asyncio.to_thread(ask) == list(range(100))
+    # Each loss costs a call that is told what was cancelled with it, and one that asks it anew.
+    assert inference.num_calls == (6 if reconnecting else 2)
+
+
+async def test_ctrl_c_while_a_streams_source_waits(address):
+    script = (
+        "import sys, treadle\n"
+        "with treadle.Client(sys.argv[1], model='minilm') as client:\n"
+        "    for item in client.embed_stream(open(sys.argv[2])):\n"
+        "        print(item.index, flush=True)\n"
+    )
+    read, write = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, address, f"/dev/fd/{read}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        pass_fds=[read],
+    )
+    os.close(read)
+    os.write(write, b"one\n")
+    async with asyncio.timeout(60):
+        assert await process.stdout.readline() == b"0\n"
+        process.send_signal(signal.SIGINT)
+        _, said = await process.communicate()
+    os.close(write)
+    assert said.strip().endswith(b"KeyboardInterrupt"), said.decode()
+
+
+@pytest.mark.parametrize("source", ["one text", 7])
+async def test_what_is_no_source_is_an_error(address, source):
+    def ask() -> None:
+        with Client(address, model="minilm") as client:
+            list(client.embed_stream(source))
+
+    async with asyncio.timeout(60):
+        with pytest.raises((InvalidArgument, TypeError)):
+            await asyncio.to_thread(ask)
 
 
 async def test_a_tokenizer_gives_ids_and_text():
