@@ -30,8 +30,8 @@ from treadle_worker.engine_protocol import (
 
 NOT_FINITE = "the model's numbers are not finite"
 MAX_STEP_S = 0.5
-"""What a step should take at most, on a device of its own too: an abort, or another engine that begins, waits for
-its end. A longer one would make no better use of the device."""
+"""What a step should take at most, on a device of its own too: an abort, or another engine that begins, waits
+for its end. A longer one would make no better use of the device."""
 FIRST_TOKENS = 64.0
 """Budget of the first step, before it is known what a token takes."""
 _NEWEST = 0.2
