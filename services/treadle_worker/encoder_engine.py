@@ -29,8 +29,11 @@ from treadle_worker.engine_protocol import (
 )
 
 NOT_FINITE = "the model's numbers are not finite"
-FIRST_SHARED_TOKENS = 64.0
-"""Of a step that is to be kept short before it is known what a token takes."""
+MAX_STEP_S = 0.5
+"""What a step should take at most, on a device of its own too: an abort, or another engine that begins, waits
+for its end. A longer one would make no better use of the device."""
+FIRST_TOKENS = 64.0
+"""Budget of the first step, before it is known what a token takes."""
 _NEWEST = 0.2
 """Weight of the last step in what a token is expected to take."""
 
@@ -240,9 +243,10 @@ class EncoderEngine:
 
     def _budget(self) -> float | None:
         """What the step may take of the budget; None: all of it."""
-        if not (self._max_shared_step_s and self._sharing.is_shared):
-            return None
-        return max(1.0, self._max_shared_step_s / self._token_s) if self._token_s else FIRST_SHARED_TOKENS
+        if not self._num_steps:
+            return FIRST_TOKENS
+        most_s = self._max_shared_step_s if self._sharing.is_shared else 0.0
+        return max(1.0, (most_s or MAX_STEP_S) / self._token_s) if self._token_s else None
 
     def _learn(self, cost: float, took_s: float) -> None:
         token_s = took_s / cost
