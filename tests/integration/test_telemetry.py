@@ -27,6 +27,7 @@ GATEWAY = {
             "e2e_request_latency_seconds",
             "request_prompt_tokens",
             "request_generation_tokens",
+            "task_latency_seconds",
         )
         for part in ("bucket", "sum", "count")
     ),
@@ -34,6 +35,7 @@ GATEWAY = {
     "request_failure_total",
     "request_resumes_total",
     "gateway_requests_held",
+    *("task_requests_total", "task_inputs_total", "task_prompt_tokens_total"),
 }
 WORKER = {
     *(
@@ -48,6 +50,8 @@ WORKER = {
     *("prompt_tokens_total", "generation_tokens_total"),
     *("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
     *("redeliveries_total", "request_ends_total"),
+    *("engine_task_inputs_total", "engine_task_tokens_total"),
+    *("engine_turn_seconds_total", "engine_turn_waited_seconds_total"),
     *(f"engine_device_memory_{kind}_bytes" for kind in ("allocated", "reserved", "peak")),
 }
 EVERYBODY = {
