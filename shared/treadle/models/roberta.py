@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): configuration and tensors' names. No torch.
+"""RoBERTa (Liu et al., 2019) and XLM-RoBERTa (Conneau et al., 2019): configuration and names. No torch.
 
 The two differ in vocabulary, and in what transformers calls their classes. The layers are BERT's. Positions
 are counted from behind the padding token's id, and a text's classifier has a layer of its own in the pooler's
