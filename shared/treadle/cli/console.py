@@ -38,6 +38,11 @@ def tolerate_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
+def printable(text: str) -> str:
+    """A model's own words, which do not steer the terminal."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
+
+
 def write_text(text: str) -> None:
     """A piece of an answer to standard output, at once and as it is."""
     sys.stdout.write(text)

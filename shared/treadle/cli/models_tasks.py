@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from treadle.cli.console import printable
 from treadle.client import TaskFacts
 
 _SHOWN = 5
@@ -28,12 +29,7 @@ def task_rows(facts: TaskFacts) -> list[tuple[str, str]]:
         rows.append(("rank", facts.rank_activation or "the head's own number"))
     if facts.max_input_tokens:
         rows.append(("longest input", f"{facts.max_input_tokens} tokens"))
-    return [(name, _printable(value)) for name, value in rows]
-
-
-def _printable(text: str) -> str:
-    """A model's own words do not steer the terminal."""
-    return "".join(mark if mark.isprintable() else "?" for mark in text)
+    return [(name, printable(value)) for name, value in rows]
 
 
 def _some(values: list[str] | tuple[str, ...]) -> str:

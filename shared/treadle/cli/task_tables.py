@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text as Styled
 
-from treadle.cli.console import result_console
+from treadle.cli.console import printable, result_console
 from treadle.cli.task_records import Query
 from treadle.client import Classifications, Embeddings, Ranking, Scores, TaggedTexts
 from treadle.client.task_request import Text
@@ -35,7 +35,7 @@ def show_labels(texts: Sequence[Text], answer: Classifications) -> None:
         console.print(Styled(_short(text), "bold"))
         for place, one in enumerate(labels):
             bar = "█" * round(max(0.0, min(1.0, one.score)) * _BAR)
-            line = f"  {one.score:>6.1%}  {bar:<{_BAR}}  {one.label}"
+            line = f"  {one.score:>6.1%}  {bar:<{_BAR}}  {printable(one.label)}"
             console.print(Styled(line, "" if place == 0 else "dim"))
 
 
@@ -50,7 +50,7 @@ def show_spans(texts: Sequence[Text], answer: TaggedTexts) -> None:
             marked.stylize(f"bold underline {styles[span.label]}", span.start, span.end)
         console.print(marked)
         for span in spans:
-            line = f"  {span.label:<8} {span.score:>6.1%}  "
+            line = f"  {printable(span.label):<8} {span.score:>6.1%}  "
             console.print(Styled.assemble((line, styles[span.label]), text[span.start : span.end]))
 
 
