@@ -69,12 +69,13 @@ async def _windows(address: str, window_s: float, text: Path) -> list[tuple[floa
                     token_ids=prompt, model=models.ALIAS, max_new_tokens=NEW, temperature=0.0, ignore_eos=True
                 )
                 heard = 0.0
-                async for chunk in stream:
-                    now = time.monotonic()
-                    if heard:
-                        gaps.append(1e3 * (now - heard))
-                    heard = now
-                    count(len(chunk.token_ids))
+                async with stream:
+                    async for chunk in stream:
+                        now = time.monotonic()
+                        if heard:
+                            gaps.append(1e3 * (now - heard))
+                        heard = now
+                        count(len(chunk.token_ids))
 
         async def embed(count: Callable[[int], None]) -> None:
             for start in itertools.cycle(range(0, len(lines), BATCH)):
