@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from treadle.errors import ResourceExhausted
+import contextlib
+from collections.abc import Callable, Iterator
+
+from treadle.errors import ResourceExhausted, TreadleError
 
 RETRY_AFTER_S = 1.0
 
@@ -38,3 +41,18 @@ class Admission:
             )
         self.held += 1
         return Slot(self)
+
+    @contextlib.contextmanager
+    def taking(self, refused: Callable[[TreadleError], None]) -> Iterator[Slot]:
+        """A slot for a request that is looked at: where it is not taken it is given back, and `refused` is
+        told why. Raises as `admit`."""
+        try:
+            slot = self.admit()
+            try:
+                yield slot
+            except BaseException:
+                slot.release()
+                raise
+        except TreadleError as error:
+            refused(error)
+            raise

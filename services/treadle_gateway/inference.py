@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
-from treadle.errors import Cancelled, TreadleError
+from treadle.errors import Cancelled
 from treadle.queue import control
 from treadle.queue.keys import RequestKeys
 from treadle_gateway.addressing import check_names
@@ -58,15 +58,7 @@ class Inference:
         The caller says `leave` when the client is gone. Raises ResourceExhausted (GATEWAY_FULL),
         InvalidArgument and Unimplemented.
         """
-        try:
-            return self._take(generation, remaining_s)
-        except TreadleError as error:
-            self._metrics.failure.labels("", error.reason).inc()
-            raise
-
-    def _take(self, generation: Generation, remaining_s: float | None) -> Run:
-        slot = self._admission.admit()
-        try:
+        with self._admission.taking(self._metrics.refused) as slot:
             validate(generation, self._config)
             request_id = generation.request_id or f"gen-{uuid.uuid4().hex}"
             return Run(
@@ -78,9 +70,6 @@ class Inference:
                 slot,
                 GenerationObservation(self._metrics, generation, request_id),
             )
-        except BaseException:
-            slot.release()
-            raise
 
     def attach(self, tenant: str, request_id: str, cursor: str, remaining_s: float | None) -> Attachment:
         """Follows a request again, after a cursor; raises ResourceExhausted and InvalidArgument."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import uuid
 
-from treadle.errors import TreadleError
 from treadle.queue.keys import RequestKeys
-from treadle_gateway.admission import Admission, Slot
+from treadle_gateway.admission import Admission
 from treadle_gateway.config import GatewayConfig
 from treadle_gateway.deadlines import request_deadline
 from treadle_gateway.hold import Queue
@@ -41,27 +40,16 @@ class Tasks:
         The caller says `leave` when the client is gone. Raises ResourceExhausted (GATEWAY_FULL),
         InvalidArgument and Unimplemented.
         """
-        try:
-            slot = self._admission.admit()
-            try:
-                return self._take(task, remaining_s, slot)
-            except BaseException:
-                slot.release()
-                raise
-        except TreadleError as error:
-            self._metrics.failure.labels("", error.reason).inc()
-            raise
-
-    def _take(self, task: Task, remaining_s: float | None, slot: Slot) -> TaskRun:
-        validate(task, self._config)
-        context = task.context
-        request_id = context.request_id or f"{task.name}-{uuid.uuid4().hex}"
-        return TaskRun(
-            self._queue,
-            self._preparation,
-            task,
-            RequestKeys(context.tenant, request_id),
-            request_deadline(context.timeout_s, remaining_s, self._config),
-            slot,
-            TaskObservation(self._metrics, task, request_id),
-        )
+        with self._admission.taking(self._metrics.refused) as slot:
+            validate(task, self._config)
+            context = task.context
+            request_id = context.request_id or f"{task.name}-{uuid.uuid4().hex}"
+            return TaskRun(
+                self._queue,
+                self._preparation,
+                task,
+                RequestKeys(context.tenant, request_id),
+                request_deadline(context.timeout_s, remaining_s, self._config),
+                slot,
+                TaskObservation(self._metrics, task, request_id),
+            )

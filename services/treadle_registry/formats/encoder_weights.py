@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from treadle.errors import InvalidArgument
@@ -11,7 +11,7 @@ from treadle.models.encoder_config import EncoderConfig
 from treadle.models.families import canonical_name, encoder_names, expected_tensors, optional_tensors
 from treadle.models.stored_weights import StoredLayout
 from treadle_registry.formats.canonical import WEIGHTS
-from treadle_registry.formats.safetensors_file import StoredTensor, TensorDigests
+from treadle_registry.formats.safetensors_file import StoredTensor, TensorDigests, tensor_pieces
 from treadle_registry.formats.shared_weights import share_weights
 from treadle_registry.formats.task_facts import labels_beside
 from treadle_registry.formats.tensor_checks import FLOATS, check_shapes
@@ -19,7 +19,6 @@ from treadle_registry.formats.tensor_file import TensorFile
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 
-_CHUNK = 1 << 20
 
 Places = Mapping[str, tuple[Path, StoredTensor]]
 """Tensors by the names that their files have, and where they lie."""
@@ -85,7 +84,7 @@ def stage_encoder(
         file = TensorFile(write_at, layouts)
         for canonical in sorted(names):
             digest = hashlib.sha256()
-            for piece in _pieces(*places[names[canonical]]):
+            for piece in tensor_pieces(*places[names[canonical]]):
                 digest.update(piece)
                 file.append(canonical, piece)
                 meter.add(len(piece))
@@ -93,16 +92,3 @@ def stage_encoder(
             digests[canonical] = (layout.dtype, layout.shape, f"sha256:{digest.hexdigest()}")
         file.close()
     return digests
-
-
-def _pieces(path: Path, tensor: StoredTensor) -> Iterator[bytes]:
-    """A tensor's bytes in order; raises InvalidArgument (CORRUPT_WEIGHTS) where the file ends within them."""
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        left = tensor.size
-        while left:
-            piece = file.read(min(left, _CHUNK))
-            if not piece:
-                raise InvalidArgument(f"{path.name} ends within its tensors", reason="CORRUPT_WEIGHTS")
-            left -= len(piece)
-            yield piece

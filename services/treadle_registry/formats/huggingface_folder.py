@@ -35,6 +35,7 @@ from treadle_registry.formats.safetensors_file import (
     TensorDigests,
     dtype_shares,
     read_header,
+    tensor_pieces,
     write_bfloat16,
 )
 from treadle_registry.formats.sentence_transformers import lower_cased
@@ -55,7 +56,6 @@ _MAX_TOKENIZER = 128 << 20
 _MAX_INDEX = 16 << 20
 MAX_FILES = 1024
 _TEMPLATES, _TEMPLATE_SUFFIX = "additional_chat_templates", ".jinja"
-_CHUNK = 1 << 20
 _LICENSE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9][A-Za-z0-9._-]{0,99})", re.MULTILINE)
 
 
@@ -116,7 +116,7 @@ class HuggingFaceFolder:
         if as_stored or canonical or config.quantization:
             return parts, share_weights(staging, self._weights, report)
         shapes = {name: tensor.shape for name, (_, tensor) in sorted(places.items()) if not is_derived(name)}
-        meter = StageMeter(report, Stage.CONVERTING, sum(2 * _elements(places[name][1]) for name in shapes))
+        meter = StageMeter(report, Stage.CONVERTING, sum(2 * places[name][1].elements for name in shapes))
 
         def slices(name: str) -> Iterator[memoryview]:
             for piece in _bfloat16_slices(*places[name]):
@@ -352,21 +352,10 @@ def license_of(files: Mapping[str, Path]) -> str:
     return match[1] if match else ""
 
 
-def _elements(tensor: StoredTensor) -> int:
-    return tensor.size // {"F32": 4, "F16": 2, "BF16": 2}[tensor.dtype]
-
-
 def _bfloat16_slices(path: Path, tensor: StoredTensor) -> Iterator[memoryview]:
-    with path.open("rb") as file:
-        file.seek(tensor.offset)
-        left = tensor.size
-        while left:
-            piece = file.read(min(left, _CHUNK))
-            if not piece:
-                raise InvalidArgument(f"{path.name} ends within its tensors", reason="CORRUPT_WEIGHTS")
-            left -= len(piece)
-            if tensor.dtype == "BF16":
-                yield memoryview(piece)
-                continue
-            stored = np.frombuffer(piece, dtype=np.float32 if tensor.dtype == "F32" else np.float16)
-            yield round_to_bfloat16(stored.astype(np.float32, copy=False)).data.cast("B")
+    for piece in tensor_pieces(path, tensor):
+        if tensor.dtype == "BF16":
+            yield memoryview(piece)
+            continue
+        stored = np.frombuffer(piece, dtype=np.float32 if tensor.dtype == "F32" else np.float16)
+        yield round_to_bfloat16(stored.astype(np.float32, copy=False)).data.cast("B")

@@ -20,6 +20,7 @@ from treadle_registry.store.manifest import DtypeShare, shares_of
 _MAX_DIMENSIONS = 8
 _MAX_NUMBER = 1 << 63
 """No file is as long. Numbers without a bound would take minutes to multiply."""
+_PIECE = 1 << 20
 _MAX_SAID = 300
 """Of what is wrong, which may quote the file: the way out comes after it."""
 _BITS = {
@@ -61,6 +62,20 @@ class StoredTensor:
     def elements(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
+
+
+def tensor_pieces(path: Path, tensor: StoredTensor) -> Iterator[bytes]:
+    """A tensor's bytes in order, a megabyte at a time; raises InvalidArgument (CORRUPT_WEIGHTS) where the
+    file ends within them."""
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        left = tensor.size
+        while left:
+            piece = file.read(min(left, _PIECE))
+            if not piece:
+                raise InvalidArgument(f"{path.name} ends within its tensors", reason="CORRUPT_WEIGHTS")
+            left -= len(piece)
+            yield piece
 
 
 def dtype_shares(tensors: Mapping[str, StoredTensor]) -> tuple[DtypeShare, ...]:

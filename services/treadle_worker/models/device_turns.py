@@ -1,8 +1,8 @@
 """Engines of one worker that share a device take turns: at most one computes at a time.
 
 So each kind gets its configured share of the time, whatever the system would have given it (decision 11).
-While one engine alone has work it keeps the turn, and nothing is said or measured. Once
-another one wants it, the turn is taken from its holder when its quantum is over, and goes to whoever is due.
+While one engine alone has work it keeps the turn, and nothing is said or measured. Once another one wants
+it, the turn is taken from its holder when its quantum is over, and goes to whoever is due.
 
 Who is due is found in two levels of stride scheduling (Waldspurger and Weihl, 1995), by the time that was
 really used: the kinds of engines (those that generate, and those of tasks) by their shares, then the engines
