@@ -19,7 +19,6 @@ from treadle_registry.formats.tensor_file import TensorFile
 from treadle_registry.operations.progress import Report, Stage, StageMeter
 from treadle_registry.store.staging import Staging
 
-
 Places = Mapping[str, tuple[Path, StoredTensor]]
 """Tensors by the names that their files have, and where they lie."""
 
